@@ -1,0 +1,40 @@
+"""`python -m graft_scheduler`: one instance of the scheduler, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from types import FrameType
+
+from graft_scheduler.broker import Broker, make_app
+from graft_scheduler.errors import GraftError
+from graft_scheduler.leader import Scheduler
+from graft_scheduler.redis_connection import connect
+from graft_scheduler.settings import hide_password, load_settings
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; 2 when the settings are wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        settings = load_settings()
+        redis = connect(settings.redis_url)
+    except GraftError as error:
+        print(f"graft scheduler: {error}", file=sys.stderr)
+        return 2
+    stop = threading.Event()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    logging.info("scheduler on %s", hide_password(settings.redis_url))
+    Scheduler(redis, Broker(make_app(settings.redis_url)), settings).run(stop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Reads the queue and the hosts as they are now, for the leader, the client and `graft why`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from graft_scheduler import keys
+from graft_scheduler.placement import HostRoom, PendingJob
+from graft_scheduler.records import HostInfo, HostRecord
+from graft_scheduler.states import HostId, JobId
+
+PAGE = 500
+"""Queued jobs read at once."""
+MAX_PENDING = 5000
+"""Queued jobs looked at in one round, oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """What one placed or running job holds."""
+
+    job: JobId
+    host: HostId
+    machine: str
+    bytes: int
+
+
+def redis_now(redis: Redis) -> float:
+    """Seconds since 1970 on Redis' clock."""
+    seconds, microseconds = redis.time()
+    return float(seconds) + float(microseconds) / 1e6
+
+
+def read_hosts(redis: Redis, alive_seconds: float) -> list[HostRecord]:
+    """Every registered host, by name."""
+    seen: Any = redis.zrange(keys.HOSTS, 0, -1, withscores=True)
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.time()
+    pipeline.hgetall(keys.COMMITTED)
+    for host_id, _ in seen:
+        pipeline.hgetall(keys.host(HostId(host_id)))
+    (seconds, _), committed, *hashes = pipeline.execute()
+    held = parse_commitments(committed)
+    hosts = [
+        _host(fields, at / 1000, float(seconds), alive_seconds, held)
+        for (_, at), fields in zip(seen, hashes, strict=True)
+        if fields.get("info")
+    ]
+    return sorted(hosts, key=lambda host: (host.info.name, host.info.id))
+
+
+def read_commitments(redis: Redis) -> list[Commitment]:
+    """What every placed and running job holds."""
+    committed: Any = redis.hgetall(keys.COMMITTED)
+    return parse_commitments(committed)
+
+
+def parse_commitments(committed: Mapping[str, str]) -> list[Commitment]:
+    """The commitments in the hash of that name."""
+    entries = [(JobId(job), json.loads(text)) for job, text in committed.items()]
+    return [Commitment(job, HostId(one["host"]), one["machine"], int(one["bytes"])) for job, one in entries]
+
+
+def host_rooms(hosts: Sequence[HostRecord]) -> list[HostRoom]:
+    """The hosts as placement sees them."""
+    by_machine: dict[str, int] = {}
+    for host in hosts:
+        by_machine[host.info.machine_id] = by_machine.get(host.info.machine_id, 0) + host.committed_bytes
+    return [
+        HostRoom(
+            id=host.info.id,
+            name=host.info.name,
+            machine_id=host.info.machine_id,
+            store_id=host.info.store_id,
+            budget_bytes=host.info.budget_bytes,
+            machine_bytes=host.info.machine_bytes,
+            slots=host.info.slots,
+            used_slots=len(host.jobs),
+            committed_bytes=host.committed_bytes,
+            machine_committed_bytes=by_machine[host.info.machine_id],
+            is_alive=host.is_alive,
+            is_draining=host.is_draining,
+            is_cordoned=host.is_cordoned,
+            allow_remote_code=host.info.allow_remote_code,
+            missed_claims=host.missed_claims,
+        )
+        for host in hosts
+    ]
+
+
+def read_pending(redis: Redis) -> Iterator[list[PendingJob]]:
+    """The queue, page by page, oldest of the most urgent first."""
+    for start in range(0, MAX_PENDING, PAGE):
+        ids: Any = redis.zrange(keys.QUEUE, start, start + PAGE - 1)
+        yield read_pending_jobs(redis, [JobId(job_id) for job_id in ids])
+        if len(ids) < PAGE:
+            return
+
+
+def read_pending_jobs(redis: Redis, ids: Sequence[JobId]) -> list[PendingJob]:
+    """These jobs as placement sees them; ids without a record are left out."""
+    pipeline = redis.pipeline(transaction=False)
+    for job_id in ids:
+        pipeline.hmget(keys.job(job_id), "estimate_bytes", "store_id", "remote_code", "avoid")
+    return [
+        PendingJob(
+            id=job_id,
+            estimate_bytes=int(estimate) if estimate else None,
+            store_id=store_id,
+            needs_remote_code=remote_code == "1",
+            avoid=HostId(avoid) if avoid else None,
+        )
+        for job_id, (estimate, store_id, remote_code, avoid) in zip(ids, pipeline.execute(), strict=True)
+        if store_id is not None
+    ]
+
+
+def _host(
+    fields: Mapping[str, str], seen_at: float, now: float, alive_seconds: float, held: Sequence[Commitment]
+) -> HostRecord:
+    info = HostInfo.model_validate_json(fields["info"])
+    mine = [one for one in held if one.host == info.id]
+    return HostRecord(
+        info=info,
+        seen_at=seen_at,
+        is_alive=now - seen_at <= alive_seconds,
+        is_draining=fields.get("draining") == "1",
+        is_cordoned=fields.get("cordoned") == "1",
+        faults=len(json.loads(fields.get("faulty_jobs") or "[]")),
+        missed_claims=int(fields.get("missed_claims") or 0),
+        committed_bytes=sum(one.bytes for one in mine),
+        jobs=tuple(one.job for one in mine),
+    )

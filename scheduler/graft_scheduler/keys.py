@@ -1,0 +1,60 @@
+"""Every Redis key of Graft, under one versioned prefix. Nothing else makes a key.
+
+All times in values are milliseconds on Redis' own clock.
+"""
+
+from __future__ import annotations
+
+from graft_scheduler.states import HostId, JobId
+
+PREFIX = "graft:v1:"
+
+QUEUE = PREFIX + "queue"
+"""Sorted set of queued jobs; score: priority, then order of submission."""
+PLACED = PREFIX + "placed"
+"""Sorted set of placed jobs by claim deadline."""
+LEASES = PREFIX + "leases"
+"""Sorted set of running jobs by the end of their lease."""
+JOBS = PREFIX + "jobs"
+"""Sorted set of all jobs by time of submission."""
+COMMITTED = PREFIX + "committed"
+"""Hash: placed or running job → JSON of host, machine and reserved bytes."""
+SEQUENCE = PREFIX + "sequence"
+"""Counter that orders submissions of one priority."""
+HOSTS = PREFIX + "hosts"
+"""Sorted set of hosts by when they last reported."""
+EVENTS = PREFIX + "events"
+"""Capped stream of the events of all jobs."""
+WAKE = PREFIX + "wake"
+"""List of at most one element: something changed, the leader should look now."""
+LEADER = PREFIX + "leader"
+"""`<instance>:<epoch>` of the leading scheduler, with a TTL."""
+EPOCH = PREFIX + "epoch"
+"""Counter of leaderships; the current value fences placements."""
+CLOCK = PREFIX + "clock"
+"""When a leader last made a round."""
+
+
+def job(job_id: JobId) -> str:
+    """Hash: the record of a job."""
+    return f"{PREFIX}job:{job_id}"
+
+
+def job_events(job_id: JobId) -> str:
+    """Capped stream of one job's events."""
+    return f"{PREFIX}job:{job_id}:events"
+
+
+def job_log(job_id: JobId) -> str:
+    """Capped stream of one job's log lines; the whole log is in the store once the job has ended."""
+    return f"{PREFIX}job:{job_id}:log"
+
+
+def host(host_id: HostId) -> str:
+    """Hash: what a host is, has and may do."""
+    return f"{PREFIX}host:{host_id}"
+
+
+def host_queue(host_id: HostId) -> str:
+    """The Celery queue of one host (a name of Celery's, so not under our prefix)."""
+    return f"graft.host.{host_id}"

@@ -1,0 +1,97 @@
+"""Runs one job on this machine without a queue: `graft train --local`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from graft_scheduler import datasets, submission
+from graft_scheduler.basemodels import local_folder
+from graft_scheduler.channel import sleepless_clock
+from graft_scheduler.errors import Conflict, InvalidInput, JobFailed
+from graft_scheduler.jobs import TrainJob
+from graft_scheduler.messages import Done, Extend, Failed, RunnerMessage, Start, Stop, TrainResult
+from graft_scheduler.runner_process import RunnerProcess
+from graft_scheduler.states import JobId, StopReason, Token
+
+JOB = JobId("local")
+TOKEN = Token(1)
+TICK_SECONDS = 0.5
+LIFE_SECONDS = 60.0
+"""How long the runner may live without a word from here."""
+
+
+def run_locally(job: TrainJob, output: Path, on_message: Callable[[RunnerMessage], None]) -> TrainResult:
+    """Train in a runner of our own; the adapter ends up in `output/adapter`, the log in `output/log.txt`.
+
+    A checkpoint that an interrupted run left in `output` is gone on from.
+
+    Raises:
+        InvalidInput: the job, its model or its data can never work.
+        Conflict: `output` holds a finished adapter already.
+        JobFailed: training could not go on; says why.
+    """
+    checked = submission.check(job).spec
+    if not isinstance(checked, TrainJob):
+        raise InvalidInput(f"`kind` is {checked.kind!r}; only train jobs run locally")
+    output = output.expanduser().absolute()
+    if (output / "adapter").exists():
+        raise Conflict(f"{output}/adapter exists; name another --output or remove it")
+    output.mkdir(parents=True, exist_ok=True)
+    runner = RunnerProcess.spawn(output / "log.txt")
+    try:
+        runner.send(_start(checked, output))
+        return _relay(runner, on_message)
+    finally:
+        runner.close()
+
+
+def _start(job: TrainJob, output: Path) -> Start:
+    checkpoints = sorted((output / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+    folder = local_folder(job.model.source)
+    return Start(
+        job=JOB,
+        token=TOKEN,
+        spec=job,
+        work_dir=str(output),
+        model_dir=None if folder is None else str(folder),
+        data_dir=str(_data_folder(Path(job.data.source), output)),
+        resume_dir=str(checkpoints[-1]) if checkpoints else None,
+        deadline=sleepless_clock() + LIFE_SECONDS,
+    )
+
+
+def _data_folder(source: Path, output: Path) -> Path:
+    """A folder with the names that a runner expects."""
+    files = datasets.find_files(source)
+    folder = output / "data"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(files.train, folder / "train.jsonl")
+    if files.valid is not None:
+        shutil.copyfile(files.valid, folder / "valid.jsonl")
+    return folder
+
+
+def _relay(runner: RunnerProcess, on_message: Callable[[RunnerMessage], None]) -> TrainResult:
+    try:
+        while True:
+            message = runner.receive(TICK_SECONDS)
+            runner.send(Extend(job=JOB, token=TOKEN, deadline=sleepless_clock() + LIFE_SECONDS))
+            if message is not None:
+                on_message(message)
+            if isinstance(message, Failed):
+                raise JobFailed(f"{message.failure}: {message.text}")
+            if isinstance(message, Done):
+                return _result(message)
+    except EOFError as error:
+        raise JobFailed(f"the runner died (exit code {runner.close()}); see log.txt") from error
+    except KeyboardInterrupt:
+        runner.send(Stop(job=JOB, token=TOKEN, reason=StopReason.CANCEL))
+        raise
+
+
+def _result(done: Done) -> TrainResult:
+    if done.result is None:
+        raise JobFailed("the runner stopped before it had a result")
+    return done.result

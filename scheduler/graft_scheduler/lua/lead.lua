@@ -1,0 +1,25 @@
+-- Take or keep the lead; then give back the time in which no leader looked.
+-- ARGV: instance, ttl ms, longest time ms between two looks that needs no giving back
+-- Returns {1 if leading, leader value, ms given back}.
+local now = now_ms()
+local value = redis.call('GET', LEADER)
+if not value then
+  value = ARGV[1] .. ':' .. redis.call('INCR', EPOCH)
+  redis.call('SET', LEADER, value, 'PX', ARGV[2])
+elseif string.sub(value, 1, #ARGV[1] + 1) == ARGV[1] .. ':' then
+  redis.call('PEXPIRE', LEADER, ARGV[2])
+else
+  return {0, value, 0}
+end
+local gap = now - (redis.call('GET', CLOCK) or now)
+if gap <= tonumber(ARGV[3]) then
+  gap = 0
+else
+  for _, deadlines in ipairs({LEASES, PLACED}) do
+    for _, job in ipairs(redis.call('ZRANGE', deadlines, 0, -1)) do
+      redis.call('ZINCRBY', deadlines, text(gap), job)
+    end
+  end
+end
+redis.call('SET', CLOCK, text(now))
+return {1, value, gap}

@@ -1,0 +1,72 @@
+-- Put before every script. Names the keys, which all scripts get in this order, and holds what
+-- several of them do. All times are milliseconds on Redis' own clock.
+--
+-- KEYS[1] hash: the job's record          KEYS[8]  sorted set: all jobs by submission
+-- KEYS[2] stream: the job's events        KEYS[9]  sorted set: hosts by last report
+-- KEYS[3] stream: the job's log lines     KEYS[10] stream: the events of all jobs
+-- KEYS[4] sorted set: queued jobs         KEYS[11] list: wakes the leader
+-- KEYS[5] sorted set: placed jobs         KEYS[12] string: who leads
+-- KEYS[6] sorted set: leases              KEYS[13] counter: leaderships
+-- KEYS[7] hash: committed memory          KEYS[14] string: when a leader last looked
+--                                         KEYS[15] counter: orders submissions
+--                                         KEYS[16] hash: the host's record
+-- Scripts that concern no job, or no host, get an empty name in its place and do not use it.
+local JOB, JOB_EVENTS, JOB_LOG = KEYS[1], KEYS[2], KEYS[3]
+local QUEUE, PLACED, LEASES, COMMITTED = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local JOBS, HOSTS, EVENTS, WAKE = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local LEADER, EPOCH, CLOCK, SEQUENCE, HOST = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
+
+local RECORD_TTL_SECONDS = 90 * 86400 -- how long an ended job is remembered
+local LOG_TTL_SECONDS = 7 * 86400     -- how long its log lines stay here; the store keeps them whole
+local MAX_FAULTS = 3                  -- different jobs failed in a row that cordon a host
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function event(now, job, name, token, data)
+  for stream, most in pairs({[JOB_EVENTS] = 1000, [EVENTS] = 10000}) do
+    redis.call('XADD', stream, 'MAXLEN', '~', most, '*', 'at', text(now), 'job', job,
+      'name', name, 'token', token or '', 'data', data or '{}')
+  end
+end
+
+local function wake()
+  redis.call('LPUSH', WAKE, 1)
+  redis.call('LTRIM', WAKE, 0, 0)
+end
+
+-- Out of every set that says who holds the job.
+local function release(job)
+  redis.call('ZREM', QUEUE, job)
+  redis.call('ZREM', PLACED, job)
+  redis.call('ZREM', LEASES, job)
+  redis.call('HDEL', COMMITTED, job)
+end
+
+-- Back to the place in the queue that it had.
+local function enqueue(now, job)
+  release(job)
+  redis.call('ZADD', QUEUE, redis.call('HGET', JOB, 'score'), job)
+  redis.call('HSET', JOB, 'state', 'queued', 'queued_at', text(now))
+  wake()
+end
+
+local function conclude(now, job, state)
+  release(job)
+  redis.call('HSET', JOB, 'state', state, 'finished_at', text(now))
+  redis.call('EXPIRE', JOB, RECORD_TTL_SECONDS)
+  redis.call('EXPIRE', JOB_EVENTS, RECORD_TTL_SECONDS)
+  redis.call('EXPIRE', JOB_LOG, LOG_TTL_SECONDS)
+  wake()
+end
+
+local function holds(token)
+  local held = redis.call('HMGET', JOB, 'state', 'token')
+  return held[1] == 'running' and held[2] == token
+end

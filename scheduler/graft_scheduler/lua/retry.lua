@@ -1,0 +1,15 @@
+-- Queue a failed or cancelled job again, with its counts cleared; it goes on from its checkpoint.
+-- ARGV: job, who asks
+-- Returns the state it was in.
+local job = ARGV[1]
+local state = redis.call('HGET', JOB, 'state')
+if state == 'failed' or state == 'cancelled' then
+  local now = now_ms()
+  redis.call('PERSIST', JOB)
+  redis.call('PERSIST', JOB_EVENTS)
+  redis.call('PERSIST', JOB_LOG)
+  redis.call('HSET', JOB, 'charged', 0, 'lost', 0, 'failure', '', 'finished_at', '', 'stop', '', 'avoid', '')
+  event(now, job, 'retried', redis.call('HGET', JOB, 'token'), cjson.encode({by = ARGV[2]}))
+  enqueue(now, job)
+end
+return state

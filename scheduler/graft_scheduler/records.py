@@ -1,0 +1,249 @@
+"""What is known of a job, a host and an assignment: the values that Redis hashes are read into."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from graft_scheduler.jobs import CountJob, TrainJob, parse_job
+from graft_scheduler.messages import TrainResult
+from graft_scheduler.states import Digest, FailureClass, HostId, JobId, JobState, Phase, StopReason, Token
+
+
+class Value(BaseModel):
+    """Base of the values kept as JSON inside a record."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Assignment(Value):
+    """What placement grants: these jobs may run on these hosts under this token.
+
+    Today there is one job and one host; gang jobs and packed trials use the same shape.
+    """
+
+    token: Token
+    jobs: tuple[JobId, ...]
+    hosts: tuple[HostId, ...]
+    host_name: str
+
+
+class Failure(Value):
+    """Why a job, or one attempt of it, did not complete."""
+
+    failure: FailureClass
+    text: str
+    host_name: str | None = None
+    token: Token | None = None
+
+
+class ResumePoint(Value):
+    """The newest checkpoint that any host can reach."""
+
+    digest: Digest
+    step: int
+
+
+class JobProgress(Value):
+    """The newest report of a running job."""
+
+    phase: Phase = Phase.PREPARING
+    step: int = 0
+    steps: int | None = None
+    loss: float | None = None
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = None
+    peak_bytes: int | None = None
+    seconds_left: float | None = None
+    trained_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job: its specification, and everything that has happened to it."""
+
+    id: JobId
+    spec: TrainJob | CountJob
+    state: JobState
+    token: Token
+    charged: int
+    """Failures that were the job's own."""
+    lost: int
+    """Attempts that ended with their host."""
+    store_id: str
+    estimate_bytes: int | None
+    """What placement reserves; absent: the size is unknown and it takes a whole host."""
+    submitted_at: float
+    """Seconds since 1970 on Redis' clock, like the next three."""
+    queued_at: float
+    started_at: float | None
+    """Of the newest attempt."""
+    finished_at: float | None
+    assignment: Assignment | None
+    """The newest one."""
+    stop_requested: StopReason | None
+    progress: JobProgress | None
+    resume: ResumePoint | None
+    result: TrainResult | None
+    failure: Failure | None
+    adapter: Digest | None
+    log: Digest | None
+
+    @property
+    def host_name(self) -> str | None:
+        """Where it runs or last ran."""
+        return self.assignment.host_name if self.assignment else None
+
+    @classmethod
+    def parse(cls, job_id: JobId, fields: Mapping[str, str]) -> Self:
+        """The record in a Redis hash."""
+
+        def optional(parse: Callable[[str], Any], name: str) -> Any:
+            text = fields.get(name)
+            return parse(text) if text else None
+
+        return cls(
+            id=job_id,
+            spec=parse_job(fields["spec"]),
+            state=JobState(fields["state"]),
+            token=Token(int(fields["token"])),
+            charged=int(fields["charged"]),
+            lost=int(fields["lost"]),
+            store_id=fields.get("store_id", ""),
+            estimate_bytes=optional(int, "estimate_bytes"),
+            submitted_at=int(fields["submitted_at"]) / 1000,
+            queued_at=int(fields["queued_at"]) / 1000,
+            started_at=optional(_seconds, "started_at"),
+            finished_at=optional(_seconds, "finished_at"),
+            assignment=optional(Assignment.model_validate_json, "assignment"),
+            stop_requested=optional(StopReason, "stop"),
+            progress=optional(JobProgress.model_validate_json, "progress"),
+            resume=optional(ResumePoint.model_validate_json, "resume"),
+            result=optional(TrainResult.model_validate_json, "result"),
+            failure=optional(Failure.model_validate_json, "failure"),
+            adapter=optional(Digest, "adapter"),
+            log=optional(Digest, "log"),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The record for `--json`: plain values, the specification included."""
+        return {
+            "id": self.id,
+            "kind": self.spec.kind,
+            "name": self.spec.name,
+            "state": self.state.shown,
+            "submitter": self.spec.submitter,
+            "attempt": self.token,
+            "charged_attempts": self.charged,
+            "lost_hosts": self.lost,
+            "host": self.host_name,
+            "estimate_bytes": self.estimate_bytes,
+            "submitted_at": self.submitted_at,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+            "stop_requested": self.stop_requested,
+            "progress": _plain(self.progress),
+            "resume": _plain(self.resume),
+            "result": _plain(self.result),
+            "failure": _plain(self.failure),
+            "adapter": self.adapter,
+            "log": self.log,
+            "spec": self.spec.model_dump(mode="json"),
+        }
+
+
+class HostInfo(Value):
+    """What a worker says of itself and its machine when it registers."""
+
+    id: HostId
+    name: str
+    machine_id: str
+    boot: str
+    """New at every start of the worker."""
+    store_id: str
+    budget_bytes: int
+    """What jobs on this worker may use together."""
+    machine_bytes: int
+    """What all workers of this machine may use together."""
+    slots: int
+    device: str
+    """Such as `Apple M3 Max` or `CPU`."""
+    system: str
+    versions: dict[str, str]
+    allow_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    """A host as the fleet sees it."""
+
+    info: HostInfo
+    seen_at: float
+    """Seconds since 1970 on Redis' clock."""
+    is_alive: bool
+    is_draining: bool
+    """It finishes what it runs and gets nothing new."""
+    is_cordoned: bool
+    """It failed too many jobs and gets nothing new until somebody looks."""
+    faults: int
+    """Different jobs in a row that failed by the host's fault."""
+    missed_claims: int
+    """Placements in a row that it did not take."""
+    committed_bytes: int
+    jobs: tuple[JobId, ...]
+    """What is placed or running on it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The host for `--json`."""
+        return {
+            **self.info.model_dump(mode="json"),
+            "seen_at": self.seen_at,
+            "is_alive": self.is_alive,
+            "is_draining": self.is_draining,
+            "is_cordoned": self.is_cordoned,
+            "faults": self.faults,
+            "committed_bytes": self.committed_bytes,
+            "jobs": list(self.jobs),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a job or a host."""
+
+    id: str
+    """Position in its stream."""
+    at: float
+    """Seconds since 1970 on Redis' clock."""
+    job: JobId | None
+    name: str
+    """Such as `submitted`, `placed`, `running`, `checkpoint`, `lost`, `completed`."""
+    token: Token | None
+    data: dict[str, Any]
+
+    @classmethod
+    def parse(cls, entry_id: str, fields: Mapping[str, str]) -> Self:
+        """The event in a stream entry."""
+        token = fields.get("token")
+        return cls(
+            id=entry_id,
+            at=int(fields["at"]) / 1000,
+            job=JobId(fields["job"]) if fields.get("job") else None,
+            name=fields["name"],
+            token=Token(int(token)) if token else None,
+            data=json.loads(fields.get("data") or "{}"),
+        )
+
+
+def _seconds(milliseconds: str) -> float:
+    return int(milliseconds) / 1000
+
+
+def _plain(value: BaseModel | None) -> dict[str, Any] | None:
+    return None if value is None else value.model_dump(mode="json")

@@ -1,0 +1,73 @@
+"""What the leader does for jobs that nobody holds any more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from redis import Redis
+
+from graft_scheduler import fleet, keys
+from graft_scheduler.broker import Broker
+from graft_scheduler.states import HostId, JobId, JobState
+from graft_scheduler.transitions import HOST_TTL_SECONDS, Transitions
+
+logger = logging.getLogger(__name__)
+
+RECORD_DAYS = 90
+"""As in `prelude.lua`: ended jobs are forgotten by Redis itself; here they leave the index."""
+
+
+def rescue(redis: Redis, transitions: Transitions, broker: Broker) -> None:
+    """Queue again what was not claimed in time and what lost its lease."""
+    now_ms = fleet.redis_now(redis) * 1000
+    for deadlines in (keys.PLACED, keys.LEASES):
+        overdue: Any = redis.zrangebyscore(deadlines, "-inf", now_ms)
+        for job_id in overdue:
+            _expire(redis, transitions, broker, JobId(job_id))
+
+
+def release_restarted(
+    redis: Redis, transitions: Transitions, broker: Broker, host_id: HostId, boot: str
+) -> None:
+    """Queue again what an earlier life of this worker held: it is gone, and need not run out."""
+    for held in fleet.read_commitments(redis):
+        if held.host == host_id:
+            _expire(redis, transitions, broker, held.job, boot)
+
+
+def announce_waiting(redis: Redis, broker: Broker, ids: Sequence[JobId]) -> None:
+    """Let Flower list these queued jobs as pending."""
+    pipeline = redis.pipeline(transaction=False)
+    for job_id in ids:
+        pipeline.hmget(keys.job(job_id), "token", "kind", "submitter")
+    found = zip(ids, pipeline.execute(), strict=True)
+    broker.announce_waiting(
+        (job_id, int(token), kind, person) for job_id, (token, kind, person) in found if token is not None
+    )
+
+
+def forget_old(redis: Redis) -> None:
+    """Take jobs and hosts out of the indices whose records have run out."""
+    now_ms = fleet.redis_now(redis) * 1000
+    oldest: Any = redis.zrangebyscore(keys.JOBS, "-inf", now_ms - RECORD_DAYS * 86_400_000, start=0, num=100)
+    for job_id in oldest:
+        if not redis.exists(keys.job(JobId(job_id))):
+            redis.zrem(keys.JOBS, job_id)
+    redis.zremrangebyscore(keys.HOSTS, "-inf", now_ms - HOST_TTL_SECONDS * 1000)
+
+
+def _expire(
+    redis: Redis, transitions: Transitions, broker: Broker, job_id: JobId, restarted_boot: str = ""
+) -> None:
+    fields: Any = redis.hmget(keys.job(job_id), "host", "token", "state")
+    host, token, before = fields
+    state = transitions.expire(job_id, HostId(host or ""), restarted_boot)
+    if state is None:
+        return
+    why = "not claimed in time" if before == JobState.PLACED else "its host was lost"
+    logger.info("job %s, attempt %s: %s; now %s", job_id, token, why, state)
+    broker.announce_failed(job_id, int(token), why)
+    if state is JobState.QUEUED:
+        announce_waiting(redis, broker, [job_id])

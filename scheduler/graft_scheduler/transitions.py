@@ -1,0 +1,243 @@
+"""Every change of a job's or host's state, each one Lua script run whole by Redis.
+
+Scripts live in `lua/`, one file each, behind `prelude.lua`; this is the only caller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from redis import Redis
+
+from graft_scheduler import keys
+from graft_scheduler.errors import Conflict, Fenced, NotFound
+from graft_scheduler.jobs import CountJob, TrainJob, dump_job
+from graft_scheduler.messages import TrainResult
+from graft_scheduler.records import Failure, HostInfo, JobProgress, JobRecord, ResumePoint
+from graft_scheduler.states import (
+    MAX_LOST,
+    POLICIES,
+    Digest,
+    HostId,
+    JobId,
+    JobState,
+    StopReason,
+    Token,
+    is_retried,
+)
+
+GAP_SECONDS = 2.0
+"""A leader looks every second; a longer pause means that nobody could renew a lease, or that nobody saw."""
+MISSED_BEATS = 3
+"""A host that missed this many heartbeats is away."""
+PRELUDE = "prelude.lua"
+HOST_TTL_SECONDS = 30 * 86400
+"""How long a host that never comes back is remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a running attempt writes at once."""
+
+    progress: JobProgress | None = None
+    resume: ResumePoint | None = None
+    events: Sequence[tuple[str, dict[str, Any]]] = ()
+    lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt ended."""
+
+    outcome: JobState
+    """completed, failed, cancelled, or queued to go on elsewhere."""
+    event: str
+    data: dict[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+    result: TrainResult | None = None
+    adapter: Digest | None = None
+    log: Digest | None = None
+
+
+def ending_after(failure: Failure, record: JobRecord, log: Digest | None) -> Ending:
+    """Whether a failed attempt is followed by another, by the policy of its class."""
+    policy = POLICIES[failure.failure]
+    charged = record.charged + policy.charged
+    lost = record.lost + (policy.retried and not policy.charged)
+    again = is_retried(failure.failure, charged, lost, record.spec.limits.attempts)
+    return Ending(
+        outcome=JobState.QUEUED if again else JobState.FAILED,
+        event="attempt failed" if again else "failed",
+        data=failure.model_dump(mode="json"),
+        failure=failure,
+        log=log,
+    )
+
+
+class Transitions:
+    """The state machine of jobs and hosts, on one Redis."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        folder = resources.files("graft_scheduler") / "lua"
+        prelude = (folder / PRELUDE).read_text()
+        self._scripts = {
+            path.name: redis.register_script(prelude + path.read_text())
+            for path in folder.iterdir()
+            if path.name != PRELUDE
+        }
+
+    def submit(self, job_id: JobId, spec: TrainJob | CountJob, estimate: int | None, store_id: str) -> None:
+        """Accept a job: from here on it is never lost.
+
+        Raises:
+            Conflict: the id exists.
+        """
+        remote_code = isinstance(spec, TrainJob) and spec.model.trust_remote_code
+        accepted = self._run(
+            "submit",
+            [
+                *(job_id, dump_job(spec), spec.kind, spec.submitter, spec.priority),
+                *(_or_empty(estimate), store_id, int(remote_code)),
+            ],
+            job=job_id,
+        )
+        if not accepted:
+            raise Conflict(f"job {job_id} exists already")
+
+    def place(
+        self, job_id: JobId, host_id: HostId, leader: str, claim_seconds: float, alive_seconds: float
+    ) -> tuple[Token | None, str]:
+        """The new assignment's token, or nothing and why it was refused."""
+        arguments = [job_id, leader, host_id, _ms(claim_seconds), _ms(alive_seconds)]
+        verdict, detail = self._run("place", arguments, job=job_id, host=host_id)
+        return (Token(int(detail)), "") if verdict == "placed" else (None, str(detail))
+
+    def claim(
+        self, job_id: JobId, token: Token, host_id: HostId, boot: str, lease_seconds: float
+    ) -> JobRecord | None:
+        """The job, now running under `token`; nothing when the assignment is not to be had."""
+        arguments = [job_id, token, host_id, boot, _ms(lease_seconds)]
+        flat = self._run("claim", arguments, job=job_id, host=host_id)
+        return JobRecord.parse(job_id, dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
+
+    def beat(self, job_id: JobId, token: Token, lease_seconds: float) -> StopReason | None:
+        """Renew the lease; the reason to stop, if there is one.
+
+        Raises:
+            Fenced: the assignment is lost.
+        """
+        answer = self._run("beat", [job_id, token, _ms(lease_seconds)], job=job_id)
+        if answer == "fenced":
+            raise Fenced(f"attempt {token} of job {job_id} was taken away")
+        return None if answer == "go" else StopReason(answer)
+
+    def report(self, job_id: JobId, token: Token, report: Report) -> None:
+        """Write progress, events and log lines of a running attempt.
+
+        Raises:
+            Fenced: the assignment is lost; nothing was written.
+        """
+        events = [[name, json.dumps(data)] for name, data in report.events]
+        arguments = [job_id, token, _dump(report.progress), _dump(report.resume)]
+        arguments += [json.dumps(events), json.dumps(list(report.lines))]
+        if not self._run("report", arguments, job=job_id):
+            raise Fenced(f"attempt {token} of job {job_id} was taken away")
+
+    def finish(self, job_id: JobId, token: Token, host_id: HostId, ending: Ending) -> JobState:
+        """End an attempt; the job's state after it. Repeating it changes nothing.
+
+        Raises:
+            Fenced: the assignment is lost; nothing was written.
+        """
+        policy = POLICIES[ending.failure.failure] if ending.failure else None
+        charge = policy is not None and policy.charged
+        lose = policy is not None and policy.retried and not policy.charged
+        blame = policy is not None and policy.blames_host
+        arguments = [job_id, token, ending.outcome.value, int(charge), int(lose), int(blame)]
+        arguments += [ending.event, json.dumps(ending.data), _dump(ending.failure), _dump(ending.result)]
+        arguments += [ending.adapter or "", ending.log or ""]
+        answer = self._run("finish", arguments, job=job_id, host=host_id)
+        if answer == "fenced":
+            raise Fenced(f"attempt {token} of job {job_id} was taken away")
+        return JobState(answer)
+
+    def expire(self, job_id: JobId, host_id: HostId, restarted_boot: str = "") -> JobState | None:
+        """Take the job from a host that let it go; its new state, or nothing if the host holds it."""
+        arguments = [job_id, MAX_LOST, _ms(GAP_SECONDS), restarted_boot]
+        answer = self._run("expire", arguments, job=job_id, host=host_id)
+        return JobState(answer) if answer else None
+
+    def cancel(self, job_id: JobId, by: str) -> JobState:
+        """Cancel, or ask the runner to; the state before.
+
+        Raises:
+            NotFound, Conflict: there is no such job, or it has ended.
+        """
+        state = self._ask("cancel", job_id, by)
+        if state.is_terminal:
+            raise Conflict(f"job {job_id} is {state.value} already; there is nothing to cancel")
+        return state
+
+    def retry(self, job_id: JobId, by: str) -> None:
+        """Queue an ended job again.
+
+        Raises:
+            NotFound, Conflict: there is no such job, or it is not failed or cancelled.
+        """
+        state = self._ask("retry", job_id, by)
+        if state not in {JobState.FAILED, JobState.CANCELLED}:
+            raise Conflict(f"job {job_id} is {state.shown}; only failed and cancelled jobs can be retried")
+
+    def lead(self, instance: str, ttl_seconds: float) -> tuple[bool, str, float]:
+        """Whether `instance` leads, the leader's fencing value, and the seconds given back to leases."""
+        leads, value, gap = self._run("lead", [instance, _ms(ttl_seconds), _ms(GAP_SECONDS)])
+        return bool(leads), str(value), int(gap) / 1000
+
+    def resign(self, leader: str) -> None:
+        """Give up the lead, if this value still holds it."""
+        self._run("resign", [leader])
+
+    def host_beat(self, info: HostInfo, heartbeat_seconds: float) -> bool:
+        """Register or report a host; whether it is to drain."""
+        arguments = [info.id, info.model_dump_json(), info.name, info.machine_id, info.budget_bytes]
+        arguments += [info.machine_bytes, info.slots, HOST_TTL_SECONDS, _ms(heartbeat_seconds * MISSED_BEATS)]
+        return bool(self._run("host_beat", arguments, host=info.id))
+
+    def host_away(self, host_id: HostId, heartbeat_seconds: float) -> None:
+        """Count a host as away from now on: its worker leaves and says so."""
+        last: Any = self.redis.zscore(keys.HOSTS, host_id)
+        if last is not None:
+            self.redis.zincrby(keys.HOSTS, -_ms(heartbeat_seconds * MISSED_BEATS) - 1, host_id)
+
+    def _ask(self, script: str, job_id: JobId, by: str) -> JobState:
+        state = self._run(script, [job_id, by], job=job_id)
+        if state is None:
+            raise NotFound(f"there is no job {job_id}")
+        return JobState(state)
+
+    def _run(
+        self, script: str, arguments: Sequence[Any], job: JobId | None = None, host: HostId | None = None
+    ) -> Any:
+        """The script's reply; its keys are always the same, in the order of `prelude.lua`."""
+        of_job = [keys.job(job), keys.job_events(job), keys.job_log(job)] if job else ["", "", ""]
+        shared = [keys.QUEUE, keys.PLACED, keys.LEASES, keys.COMMITTED, keys.JOBS, keys.HOSTS, keys.EVENTS]
+        shared += [keys.WAKE, keys.LEADER, keys.EPOCH, keys.CLOCK, keys.SEQUENCE]
+        all_keys = [*of_job, *shared, keys.host(host) if host else ""]
+        return self._scripts[f"{script}.lua"](keys=all_keys, args=list(arguments))
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _or_empty(value: int | None) -> int | str:
+    return "" if value is None else value
+
+
+def _dump(value: JobProgress | ResumePoint | Failure | TrainResult | None) -> str:
+    return "" if value is None else value.model_dump_json()

@@ -1,0 +1,522 @@
+"""The state machine, on a real Redis: what each transition promises and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis import Redis
+
+from graft_scheduler import fleet, keys
+from graft_scheduler.errors import Conflict, Fenced, NotFound
+from graft_scheduler.jobs import CountJob, Limits
+from graft_scheduler.records import Failure, HostInfo, JobProgress, JobRecord, ResumePoint
+from graft_scheduler.states import Digest, FailureClass, HostId, JobId, JobState, StopReason, Token
+from graft_scheduler.transitions import Ending, Report, Transitions, ending_after
+
+GIB = 1 << 30
+JOB = JobId("job1")
+HOST = HostId("host1")
+LEASE = 60.0
+CLAIM = 10.0
+ALIVE = 15.0
+COMPLETED = Ending(JobState.COMPLETED, "completed")
+YIELDED = Ending(JobState.QUEUED, "yielded")
+
+
+def host_info(host: str = HOST, machine: str = "machine1", gib: int = 8, slots: int = 1) -> HostInfo:
+    return HostInfo(
+        id=HostId(host),
+        name=f"name-of-{host}",
+        machine_id=machine,
+        boot=f"boot-of-{host}",
+        store_id="store",
+        budget_bytes=gib * GIB,
+        machine_bytes=8 * GIB,
+        slots=slots,
+        device="CPU",
+        system="test",
+        versions={},
+    )
+
+
+def submit(transitions: Transitions, job: str = JOB, gib: int | None = 1, **fields: object) -> JobId:
+    spec = CountJob.model_validate(fields)
+    transitions.submit(JobId(job), spec, None if gib is None else gib * GIB, "store")
+    return JobId(job)
+
+
+def lead(transitions: Transitions) -> str:
+    leads, value, _ = transitions.lead("me", 5)
+    assert leads
+    return value
+
+
+def place(transitions: Transitions, job: str = JOB, host: str = HOST, leader: str | None = None) -> Token:
+    token, why = transitions.place(JobId(job), HostId(host), leader or lead(transitions), CLAIM, ALIVE)
+    assert token is not None, why
+    return token
+
+
+def run(transitions: Transitions, job: str = JOB, host: str = HOST) -> Token:
+    """Registered, placed and claimed."""
+    transitions.host_beat(host_info(host), 5)
+    token = place(transitions, job, host)
+    assert transitions.claim(JobId(job), token, HostId(host), f"boot-of-{host}", LEASE) is not None
+    return token
+
+
+def record(redis: Redis, job: str = JOB) -> JobRecord:
+    return JobRecord.parse(JobId(job), redis.hgetall(keys.job(JobId(job))))
+
+
+def event_names(redis: Redis, job: str = JOB) -> list[str]:
+    return [fields["name"] for _, fields in redis.xrange(keys.job_events(JobId(job)))]
+
+
+def end_lease(redis: Redis, job: str = JOB) -> None:
+    redis.zadd(keys.LEASES, {job: 1})
+
+
+def test_a_submitted_job_is_queued_with_its_event(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+
+    assert record(redis).state is JobState.QUEUED
+    assert event_names(redis) == ["submitted"]
+
+
+def test_an_id_is_accepted_once(transitions: Transitions) -> None:
+    submit(transitions)
+
+    with pytest.raises(Conflict):
+        submit(transitions)
+
+
+def test_urgent_jobs_queue_before_older_ones(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions, "old", priority=5)
+    submit(transitions, "urgent", priority=0)
+    submit(transitions, "new", priority=5)
+
+    assert redis.zrange(keys.QUEUE, 0, -1) == ["urgent", "old", "new"]
+
+
+def test_every_placement_raises_the_token(transitions: Transitions) -> None:
+    submit(transitions)
+    first = run(transitions)
+    transitions.finish(JOB, first, HOST, YIELDED)
+
+    assert place(transitions) == first + 1
+
+
+def test_only_the_leader_places(transitions: Transitions) -> None:
+    submit(transitions)
+    transitions.host_beat(host_info(), 5)
+    lead(transitions)
+
+    assert transitions.place(JOB, HOST, "somebody:1", CLAIM, ALIVE) == (None, "not the leader")
+
+
+def test_a_stalled_leader_that_wakes_cannot_place(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    transitions.host_beat(host_info(), 5)
+    stalled = lead(transitions)
+    redis.delete(keys.LEADER)  # its time ran out
+    transitions.lead("other", 5)
+
+    assert transitions.place(JOB, HOST, stalled, CLAIM, ALIVE)[0] is None
+
+
+def test_a_leader_that_lost_the_lead_and_took_it_again_has_another_epoch(
+    transitions: Transitions, redis: Redis
+) -> None:
+    before = lead(transitions)
+    redis.delete(keys.LEADER)
+
+    assert lead(transitions) != before
+
+
+def test_a_full_slot_refuses(transitions: Transitions) -> None:
+    submit(transitions, "a")
+    submit(transitions, "b")
+    run(transitions, "a")
+
+    assert transitions.place(JobId("b"), HOST, lead(transitions), CLAIM, ALIVE) == (None, "no free slot")
+
+
+def test_memory_of_all_workers_of_a_machine_is_counted_together(transitions: Transitions) -> None:
+    for job in "ab":
+        submit(transitions, job, gib=5)
+    transitions.host_beat(host_info("one"), 5)
+    transitions.host_beat(host_info("two"), 5)
+    place(transitions, "a", "one")
+
+    refused = transitions.place(JobId("b"), HostId("two"), lead(transitions), CLAIM, ALIVE)
+
+    assert refused == (None, "not enough memory")
+
+
+def test_a_job_of_unknown_size_takes_the_whole_machine(transitions: Transitions) -> None:
+    submit(transitions, "unknown", gib=None)
+    submit(transitions, "small", gib=1)
+    transitions.host_beat(host_info("one"), 5)
+    transitions.host_beat(host_info("two"), 5)
+    place(transitions, "unknown", "one")
+
+    assert transitions.place(JobId("small"), HostId("two"), lead(transitions), CLAIM, ALIVE)[0] is None
+
+
+@pytest.mark.parametrize("field", ["draining", "cordoned"])
+def test_a_host_that_takes_nothing_new_refuses(transitions: Transitions, redis: Redis, field: str) -> None:
+    submit(transitions)
+    transitions.host_beat(host_info(), 5)
+    redis.hset(keys.host(HOST), field, "1")
+
+    assert transitions.place(JOB, HOST, lead(transitions), CLAIM, ALIVE)[0] is None
+
+
+def test_a_host_that_does_not_report_refuses(transitions: Transitions) -> None:
+    submit(transitions)
+    transitions.host_beat(host_info(), 5)
+    transitions.host_away(HOST, 5)
+
+    assert transitions.place(JOB, HOST, lead(transitions), CLAIM, ALIVE) == (None, "host is away")
+
+
+def test_an_assignment_is_claimed_once(transitions: Transitions) -> None:
+    submit(transitions)
+    token = run(transitions)
+
+    assert transitions.claim(JOB, token, HOST, "boot", LEASE) is None
+
+
+def test_another_host_cannot_claim(transitions: Transitions) -> None:
+    submit(transitions)
+    transitions.host_beat(host_info(), 5)
+    token = place(transitions)
+
+    assert transitions.claim(JOB, token, HostId("other"), "boot", LEASE) is None
+
+
+def test_a_beat_goes_on_until_a_cancel_is_asked_for(transitions: Transitions) -> None:
+    submit(transitions)
+    token = run(transitions)
+    assert transitions.beat(JOB, token, LEASE) is None
+
+    transitions.cancel(JOB, "me")
+
+    assert transitions.beat(JOB, token, LEASE) is StopReason.CANCEL
+
+
+def test_an_unclaimed_placement_goes_back_to_its_place_in_the_queue(
+    transitions: Transitions, redis: Redis
+) -> None:
+    submit(transitions, "first")
+    submit(transitions, "second")
+    transitions.host_beat(host_info(), 5)
+    place(transitions, "first")
+    redis.zadd(keys.PLACED, {"first": 1})
+
+    assert transitions.expire(JobId("first"), HOST) is JobState.QUEUED
+    assert redis.zrange(keys.QUEUE, 0, -1) == ["first", "second"]
+    assert fleet.read_commitments(redis) == []
+    assert redis.hget(keys.host(HOST), "missed_claims") == "1"
+
+
+def test_a_lost_lease_queues_the_job_again_uncharged(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    run(transitions)
+    end_lease(redis)
+
+    assert transitions.expire(JOB, HOST) is JobState.QUEUED
+    assert (record(redis).charged, record(redis).lost) == (0, 1)
+
+
+def test_a_live_lease_does_not_expire(transitions: Transitions) -> None:
+    submit(transitions)
+    run(transitions)
+
+    assert transitions.expire(JOB, HOST) is None
+
+
+def test_a_job_that_loses_three_hosts_fails(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    for _ in range(3):
+        run(transitions)
+        end_lease(redis)
+        last = transitions.expire(JOB, HOST)
+
+    assert last is JobState.FAILED
+    failure = record(redis).failure
+    assert failure is not None
+    assert failure.failure is FailureClass.HOST
+
+
+def test_a_cancelled_job_whose_host_is_lost_ends_cancelled(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    run(transitions)
+    transitions.cancel(JOB, "me")
+    end_lease(redis)
+
+    assert transitions.expire(JOB, HOST) is JobState.CANCELLED
+
+
+def test_after_a_gap_leases_are_given_the_time_back_before_anything_expires(
+    transitions: Transitions, redis: Redis
+) -> None:
+    submit(transitions)
+    run(transitions)
+    end_lease(redis)
+    now_ms = fleet.redis_now(redis) * 1000
+    redis.set(keys.CLOCK, int(now_ms - 200_000))  # nobody has looked for 200 s
+
+    assert transitions.expire(JOB, HOST) is None
+    assert transitions.lead("me", 5)[2] == pytest.approx(200, abs=1)
+    redis.zadd(keys.LEASES, {JOB: now_ms - 190_000})
+    redis.set(keys.CLOCK, int(now_ms - 200_000))
+    transitions.lead("me", 5)
+    assert transitions.expire(JOB, HOST) is None
+
+
+@pytest.mark.parametrize("write", ["beat", "report", "finish"])
+def test_a_worker_that_lost_its_lease_cannot_write(
+    transitions: Transitions, redis: Redis, write: str
+) -> None:
+    submit(transitions)
+    old = run(transitions)
+    end_lease(redis)
+    transitions.expire(JOB, HOST)
+    run(transitions)
+    before = record(redis)
+    writes: dict[str, Callable[[], object]] = {
+        "beat": lambda: transitions.beat(JOB, old, LEASE),
+        "report": lambda: transitions.report(JOB, old, Report(JobProgress(step=99), lines=["x"])),
+        "finish": lambda: transitions.finish(JOB, old, HOST, COMPLETED),
+    }
+
+    with pytest.raises(Fenced):
+        writes[write]()
+
+    assert record(redis) == before
+
+
+def test_a_report_is_written_whole(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    token = run(transitions)
+    resume = ResumePoint(digest=Digest("sha256:0"), step=3)
+
+    transitions.report(
+        JOB, token, Report(JobProgress(step=3), resume, [("checkpoint", {"step": 3})], ["a line", "ä"])
+    )
+
+    now = record(redis)
+    assert now.progress is not None
+    assert (now.progress.step, now.resume) == (3, resume)
+    assert event_names(redis)[-1] == "checkpoint"
+    assert [fields["line"] for _, fields in redis.xrange(keys.job_log(JOB))] == ["a line", "ä"]
+
+
+def test_finishing_twice_is_finishing_once(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    token = run(transitions)
+
+    assert transitions.finish(JOB, token, HOST, COMPLETED) is JobState.COMPLETED
+    assert transitions.finish(JOB, token, HOST, COMPLETED) is JobState.COMPLETED
+    assert event_names(redis).count("completed") == 1
+
+
+def test_giving_a_job_back_twice_queues_it_once(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    token = run(transitions)
+
+    assert transitions.finish(JOB, token, HOST, YIELDED) is JobState.QUEUED
+    assert transitions.finish(JOB, token, HOST, YIELDED) is JobState.QUEUED
+    assert redis.zcard(keys.QUEUE) == 1
+
+
+def test_a_job_given_back_after_a_cancel_is_cancelled(transitions: Transitions) -> None:
+    submit(transitions)
+    token = run(transitions)
+    transitions.cancel(JOB, "me")
+
+    assert transitions.finish(JOB, token, HOST, YIELDED) is JobState.CANCELLED
+
+
+def failing(failure: FailureClass, record: JobRecord) -> Ending:
+    return ending_after(Failure(failure=failure, text="it broke"), record, None)
+
+
+def test_a_job_that_fails_by_itself_is_tried_as_often_as_it_says(
+    transitions: Transitions, redis: Redis
+) -> None:
+    submit(transitions, limits=Limits(attempts=2))
+    states = []
+    for _ in range(2):
+        token = run(transitions)
+        states.append(transitions.finish(JOB, token, HOST, failing(FailureClass.INTERNAL, record(redis))))
+
+    assert states == [JobState.QUEUED, JobState.FAILED]
+    assert record(redis).charged == 2
+
+
+@pytest.mark.parametrize(
+    "failure", [FailureClass.CONFIG, FailureClass.DATA, FailureClass.DIVERGED, FailureClass.TIMEOUT]
+)
+def test_what_would_fail_again_is_not_tried_again(
+    transitions: Transitions, redis: Redis, failure: FailureClass
+) -> None:
+    submit(transitions)
+    token = run(transitions)
+
+    assert transitions.finish(JOB, token, HOST, failing(failure, record(redis))) is JobState.FAILED
+
+
+def test_three_different_jobs_that_fail_cordon_the_host(transitions: Transitions, redis: Redis) -> None:
+    for job in ("a", "a", "b", "c"):
+        if not redis.exists(keys.job(JobId(job))):
+            submit(transitions, job)
+        assert redis.hget(keys.host(HOST), "cordoned") is None
+        token = run(transitions, job)
+        ending = failing(FailureClass.INTERNAL, record(redis, job))
+        transitions.finish(JobId(job), token, HOST, ending)
+
+    assert redis.hget(keys.host(HOST), "cordoned") == "1"
+
+
+def test_a_success_clears_the_hosts_name(transitions: Transitions, redis: Redis) -> None:
+    for job in ("a", "b"):
+        submit(transitions, job)
+    token = run(transitions, "a")
+    transitions.finish(JobId("a"), token, HOST, failing(FailureClass.INTERNAL, record(redis, "a")))
+    token = run(transitions, "b")
+    transitions.finish(JobId("b"), token, HOST, COMPLETED)
+
+    assert fleet.read_hosts(redis, ALIVE)[0].faults == 0
+
+
+def test_cancelling_a_waiting_job_ends_it_at_once(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+
+    transitions.cancel(JOB, "me")
+
+    assert record(redis).state is JobState.CANCELLED
+    assert redis.zcard(keys.QUEUE) == 0
+
+
+def test_a_placed_job_that_was_cancelled_cannot_be_claimed(transitions: Transitions) -> None:
+    submit(transitions)
+    transitions.host_beat(host_info(), 5)
+    token = place(transitions)
+    transitions.cancel(JOB, "me")
+
+    assert transitions.claim(JOB, token, HOST, "boot", LEASE) is None
+
+
+def test_cancelling_an_ended_job_is_a_conflict(transitions: Transitions) -> None:
+    submit(transitions)
+    transitions.cancel(JOB, "me")
+
+    with pytest.raises(Conflict, match="cancelled already"):
+        transitions.cancel(JOB, "me")
+
+
+def test_cancelling_nothing_says_so(transitions: Transitions) -> None:
+    with pytest.raises(NotFound):
+        transitions.cancel(JobId("nothing"), "me")
+
+
+def test_a_retried_job_goes_on_from_its_checkpoint_with_clean_counts(
+    transitions: Transitions, redis: Redis
+) -> None:
+    submit(transitions, limits=Limits(attempts=1))
+    token = run(transitions)
+    resume = ResumePoint(digest=Digest("sha256:0"), step=3)
+    transitions.report(JOB, token, Report(resume=resume))
+    transitions.finish(JOB, token, HOST, failing(FailureClass.INTERNAL, record(redis)))
+
+    transitions.retry(JOB, "me")
+
+    now = record(redis)
+    assert (now.state, now.charged, now.failure, now.resume) == (JobState.QUEUED, 0, None, resume)
+    assert redis.ttl(keys.job(JOB)) == -1
+
+
+def test_only_ended_jobs_are_retried(transitions: Transitions) -> None:
+    submit(transitions)
+
+    with pytest.raises(Conflict):
+        transitions.retry(JOB, "me")
+
+
+def test_a_worker_that_starts_again_lets_go_of_what_it_held(transitions: Transitions) -> None:
+    submit(transitions)
+    run(transitions)
+
+    assert transitions.expire(JOB, HOST, restarted_boot="boot-of-host1") is None
+    assert transitions.expire(JOB, HOST, restarted_boot="a later boot") is JobState.QUEUED
+
+
+STEPS = ["place", "claim", "beat", "finish", "give back", "fail", "end lease", "expire", "cancel", "retry"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.sampled_from(["a", "b"])), max_size=25))
+def test_whatever_happens_a_job_is_in_one_place_and_memory_is_accounted_for(
+    redis: Redis, transitions: Transitions, steps: list[tuple[str, str]]
+) -> None:
+    redis.flushall()
+    transitions.host_beat(host_info(slots=2), 5)
+    for job in "ab":
+        submit(transitions, job)
+    tokens = {"a": Token(0), "b": Token(0)}
+
+    for step, job in steps:
+        take_step(redis, transitions, step, JobId(job), tokens)
+
+        committed = {one.job for one in fleet.read_commitments(redis)}
+        for each in (JobId("a"), JobId("b")):
+            check_consistency(redis, each, committed)
+
+
+def take_step(
+    redis: Redis, transitions: Transitions, step: str, job: JobId, tokens: dict[str, Token]
+) -> None:
+    token = tokens[job]
+    try:
+        match step:
+            case "place":
+                placed, _ = transitions.place(job, HOST, lead(transitions), CLAIM, ALIVE)
+                tokens[job] = placed or token
+            case "claim":
+                transitions.claim(job, token, HOST, "boot", LEASE)
+            case "beat":
+                transitions.beat(job, token, LEASE)
+            case "finish":
+                transitions.finish(job, token, HOST, COMPLETED)
+            case "give back":
+                transitions.finish(job, token, HOST, YIELDED)
+            case "fail":
+                transitions.finish(job, token, HOST, failing(FailureClass.INTERNAL, record(redis, job)))
+            case "end lease":
+                redis.zadd(keys.LEASES, {job: 1}, xx=True)
+                redis.zadd(keys.PLACED, {job: 1}, xx=True)
+            case "expire":
+                transitions.expire(job, HOST)
+            case "cancel":
+                transitions.cancel(job, "me")
+            case _:
+                transitions.retry(job, "me")
+    except (Fenced, Conflict):
+        pass
+
+
+def check_consistency(redis: Redis, job: JobId, committed: set[JobId]) -> None:
+    state = record(redis, job).state
+    homes = {
+        JobState.QUEUED: redis.zscore(keys.QUEUE, job) is not None,
+        JobState.PLACED: redis.zscore(keys.PLACED, job) is not None,
+        JobState.RUNNING: redis.zscore(keys.LEASES, job) is not None,
+    }
+    assert [home for home, is_there in homes.items() if is_there] == ([state] if state in homes else [])
+    assert (job in committed) == (state in {JobState.PLACED, JobState.RUNNING})
