@@ -1,0 +1,115 @@
+"""What makes this worker one host of the fleet: its folder, its id, its lock, what it tells of itself."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import platform
+import re
+import secrets
+import socket
+import subprocess
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from graft_scheduler.errors import Conflict, InvalidInput
+from graft_scheduler.records import HostInfo
+from graft_scheduler.settings import Settings
+from graft_scheduler.states import HostId, JobId, Token
+from graft_worker.probe import Device
+
+
+@dataclass(frozen=True, slots=True)
+class HostFolder:
+    """The worker's files: `<data>/workers/<name>/`, and the cache it shares with its machine's others."""
+
+    root: Path
+    cache: Path
+    lock: IO[str]
+    """Held for as long as the worker lives: one worker per folder."""
+
+    def attempt_dir(self, job: JobId, token: Token) -> Path:
+        """Everything that one attempt writes."""
+        return self.root / "jobs" / job / str(token)
+
+    def earlier_attempts(self, job: JobId, token: Token) -> list[Path]:
+        """Folders of this job's earlier attempts on this host, newest first."""
+        folders = [path for path in (self.root / "jobs" / job).glob("*") if path.name.isdigit()]
+        older = [path for path in folders if int(path.name) < token]
+        return sorted(older, key=lambda path: int(path.name), reverse=True)
+
+    def host_id(self) -> HostId:
+        """The id that this worker keeps for life."""
+        path = self.root / "id"
+        if not path.exists():
+            path.write_text(secrets.token_hex(6))
+        return HostId(path.read_text().strip())
+
+
+def open_folder(settings: Settings) -> HostFolder:
+    """The worker's folder, locked.
+
+    Raises:
+        Conflict: another worker of that name runs on it.
+    """
+    name = host_name(settings)
+    root = settings.data_dir / "workers" / name
+    root.mkdir(parents=True, exist_ok=True)
+    lock = (root / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise Conflict(
+            f"a worker named {name} runs on {settings.data_dir} already; give this one another --name"
+        ) from error
+    return HostFolder(root=root, cache=settings.data_dir / "cache", lock=lock)
+
+
+def host_name(settings: Settings) -> str:
+    """The worker's name: as set, else the machine's.
+
+    Raises:
+        InvalidInput: a name that could not be a folder's.
+    """
+    name = settings.host_name or socket.gethostname().removesuffix(".local")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        raise InvalidInput(f"`host_name` is {name!r}; use letters, digits, dots and dashes, 63 at most")
+    return name
+
+
+def describe(folder: HostFolder, settings: Settings, device: Device, store_id: str) -> HostInfo:
+    """What this worker tells the fleet of itself."""
+    budget = min(settings.memory_bytes or device.budget_bytes, device.budget_bytes)
+    return HostInfo(
+        id=folder.host_id(),
+        name=host_name(settings),
+        machine_id=machine_id(),
+        boot=secrets.token_hex(8),
+        store_id=store_id,
+        budget_bytes=budget,
+        machine_bytes=device.budget_bytes,
+        slots=settings.slots,
+        device=device.device,
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        versions=device.versions,
+        allow_remote_code=settings.allow_remote_code,
+    )
+
+
+def machine_id() -> str:
+    """The same for every worker of one machine; a digest, so that it tells nothing else."""
+    return hashlib.sha256(_machine_secret().encode()).hexdigest()[:16]
+
+
+def _machine_secret() -> str:
+    if platform.system() == "Darwin":
+        command = ["ioreg", "-rd1", "-c", "IOPlatformExpertDevice"]
+        listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        if found := re.search(r'"IOPlatformUUID" = "([^"]+)"', listing):
+            return found[1]
+    for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
+        if path.exists() and (text := path.read_text().strip()):
+            return text
+    return str(uuid.getnode())

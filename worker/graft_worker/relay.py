@@ -1,0 +1,127 @@
+"""Turns what a runner says and prints into writes to Redis: gathered, fenced, and kept while it is away."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from graft_scheduler.messages import (
+    Evaluated,
+    Log,
+    PhaseChanged,
+    Planned,
+    Progress,
+    Ready,
+    RunnerMessage,
+)
+from graft_scheduler.records import JobProgress, JobRecord, ResumePoint
+from graft_scheduler.transitions import Report, Transitions
+
+logger = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 0.5
+"""Shortest time between two writes."""
+MAX_LINE = 4096
+MAX_TAIL_BYTES = 1 << 18
+"""Read from the log at once; a runner that prints more waits for the next write."""
+MAX_KEPT_LINES = 10_000
+"""Held while Redis is away; the file has them all."""
+PROGRESS_FIELDS = set(JobProgress.model_fields) & set(Progress.model_fields)
+
+
+class Relay:
+    """One attempt's reports. All calls come from the attempt's own thread."""
+
+    def __init__(self, transitions: Transitions, record: JobRecord, log_path: Path) -> None:
+        self._transitions = transitions
+        self._job, self._token = record.id, record.token
+        self._log_path = log_path
+        self._log_position = 0
+        self._rest_of_line = ""
+        self._lines: list[str] = []
+        self._events: list[tuple[str, dict[str, Any]]] = []
+        self._resume: ResumePoint | None = None
+        self._progress = record.progress or JobProgress()
+        self._has_news = False
+        self._flushed_at = 0.0
+
+    @property
+    def progress(self) -> JobProgress:
+        return self._progress
+
+    def take(self, message: RunnerMessage) -> None:
+        """Note a message; `flush` writes it."""
+        match message:
+            case Progress():
+                self._update(**message.model_dump(include=PROGRESS_FIELDS))
+            case PhaseChanged(phase=phase):
+                self._update(phase=phase)
+                self._event("phase", phase=phase.value)
+            case Planned():
+                self._update(step=message.first_step, steps=message.steps)
+                self._event("planned", **message.model_dump(exclude={"job", "token", "type"}))
+            case Ready():
+                self._event("ready", **message.model_dump(exclude={"job", "token", "type"}))
+            case Evaluated(step=step, loss=loss, perplexity=perplexity):
+                self._update(validation_loss=loss)
+                self._event("evaluated", step=step, loss=loss, perplexity=perplexity)
+            case Log(level=level, text=text):
+                self.log(text if level == "info" else f"{level}: {text}")
+            case _:
+                pass  # hello says nothing new; checkpoints and last words are the attempt's to act on
+
+    def note_checkpoint(self, resume: ResumePoint) -> None:
+        """A checkpoint is in the store: any host can go on from it."""
+        self._resume = resume
+        self._event("checkpoint", step=resume.step, digest=resume.digest)
+
+    def log(self, text: str) -> None:
+        """A line of our own in the job's log."""
+        stamp = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        with self._log_path.open("a") as log:
+            log.write(f"{stamp} {text}\n")
+
+    def flush(self, is_last: bool = False) -> None:
+        """Write what there is, if it is time; without Redis it is kept.
+
+        Raises:
+            Fenced: the assignment is lost.
+        """
+        if not is_last and time.monotonic() - self._flushed_at < FLUSH_SECONDS:
+            return
+        self._flushed_at = time.monotonic()
+        self._read_log(is_last)
+        if not (self._lines or self._events or self._has_news or self._resume):
+            return
+        report = Report(progress=self._progress, resume=self._resume, events=self._events, lines=self._lines)
+        try:
+            self._transitions.report(self._job, self._token, report)
+        except RedisError as error:
+            logger.warning("job %s: report kept, Redis is away: %s", self._job, error)
+            return
+        self._lines, self._events, self._resume, self._has_news = [], [], None, False
+
+    def _update(self, **fields: Any) -> None:
+        self._progress = self._progress.model_copy(update=fields)
+        self._has_news = True
+
+    def _event(self, name: str, **data: Any) -> None:
+        self._events.append((name, data))
+
+    def _read_log(self, is_last: bool) -> None:
+        with self._log_path.open("rb") as log:
+            log.seek(self._log_position)
+            chunk = log.read(-1 if is_last else MAX_TAIL_BYTES)
+        self._log_position += len(chunk)
+        # Progress bars of libraries end their lines with a carriage return.
+        *whole, self._rest_of_line = re.split("[\r\n]+", self._rest_of_line + chunk.decode(errors="replace"))
+        if is_last and self._rest_of_line:
+            whole.append(self._rest_of_line)
+        self._lines += [line[:MAX_LINE] for line in whole if line.strip()]
+        del self._lines[:-MAX_KEPT_LINES]

@@ -1,0 +1,108 @@
+"""The worker process: registers its host, reports, and serves its Celery queue until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from typing import Any
+
+from celery.signals import setup_logging, worker_shutting_down
+from redis import Redis
+from redis.exceptions import RedisError
+
+from graft_scheduler import keys, rescuer
+from graft_scheduler.broker import Broker, make_app
+from graft_scheduler.redis_connection import SOCKET_SECONDS, connect, reachable
+from graft_scheduler.settings import Settings, hide_password
+from graft_scheduler.store import open_store
+from graft_scheduler.transitions import Transitions
+from graft_worker.host import describe, open_folder
+from graft_worker.probe import probe
+from graft_worker.supervisor import Worker
+from graft_worker.tasks import register_tasks
+
+logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> int:
+    """Run this host's worker; 0 after a clean shutdown.
+
+    Raises:
+        Conflict, InvalidInput, StoreError, Unreachable: it cannot start; says why.
+    """
+    _log_to_stderr()
+    redis = connect(settings.redis_url)
+    worker = _prepare(settings, redis)
+    app = make_app(settings.redis_url)
+    broker = Broker(app)
+    register_tasks(app, worker, broker)
+    with reachable(settings.redis_url):
+        worker.transitions.host_beat(worker.info, settings.heartbeat_seconds)
+        rescuer.release_restarted(redis, worker.transitions, broker, worker.info.id, worker.info.boot)
+    _note_shutdown(worker.leaves)
+    threading.Thread(target=_report, args=(worker, redis), name="heartbeat", daemon=True).start()
+    logger.info("worker %s (%s) on %s", worker.info.name, worker.info.id, hide_password(settings.redis_url))
+    return _serve_queue(app, worker)
+
+
+def _prepare(settings: Settings, redis: Redis) -> Worker:
+    folder = open_folder(settings)
+    store = open_store(settings.store_url)
+    device = probe()
+    if device.error is not None:
+        logger.warning("%s", device.error)
+    quick = connect(settings.redis_url, min(SOCKET_SECONDS, settings.lease_seconds / 4))
+    return Worker(
+        info=describe(folder, settings, device, store.id),
+        folder=folder,
+        settings=settings,
+        transitions=Transitions(redis),
+        lease_transitions=Transitions(quick),
+        store=store,
+        leaves=threading.Event(),
+    )
+
+
+def _report(worker: Worker, redis: Redis) -> None:
+    """Heartbeats until the worker leaves; then it counts as away at once."""
+    while not worker.leaves.wait(worker.settings.heartbeat_seconds):
+        try:
+            worker.transitions.host_beat(worker.info, worker.settings.heartbeat_seconds)
+        except RedisError as error:
+            logger.warning("no heartbeat: %s", error)
+    try:
+        worker.transitions.host_away(worker.info.id, worker.settings.heartbeat_seconds)
+    except RedisError as error:
+        logger.warning("left without a word: %s", error)
+
+
+def _serve_queue(app: Any, worker: Worker) -> int:
+    celery_worker = app.Worker(
+        pool="threads",
+        concurrency=worker.settings.slots,
+        queues=[keys.host_queue(worker.info.id)],
+        hostname=f"{worker.info.name}@{worker.info.id}",
+        without_gossip=True,
+        without_mingle=True,
+        loglevel="INFO",
+    )
+    celery_worker.start()
+    return int(celery_worker.exitcode or 0)
+
+
+def _note_shutdown(leaves: threading.Event) -> None:
+    """Celery waits for running tasks at a warm shutdown; ours end soon once they know."""
+
+    def leave(**_: Any) -> None:
+        leaves.set()
+
+    worker_shutting_down.connect(leave, weak=False)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # Celery leaves logging alone when somebody listens to this signal.
+    setup_logging.connect(lambda **_: None, weak=False)
