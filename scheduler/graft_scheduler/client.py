@@ -117,7 +117,7 @@ class Client:
         prepared = submission.prepare(job, store)
         job_id = JobId("".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH)))
         with self._reached():
-            self._transitions.submit(job_id, prepared.spec, prepared.estimate_bytes, store.id)
+            self._transitions.submit(job_id, prepared.spec, prepared.estimates, store.id)
         self._broker().announce_waiting([(job_id, 0, job.kind, job.submitter)])
         return JobHandle(self, job_id)
 

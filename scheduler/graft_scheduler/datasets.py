@@ -47,6 +47,8 @@ class DatasetSummary:
     format: DataFormat
     train_rows: int
     valid_rows: int
+    longest_bytes: int
+    """Of any row's line: no row has more tokens than that, but for what a chat template adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class _Checked:
     rows: int
     format: DataFormat | None
     problems: list[str]
+    longest_bytes: int = 0
 
 
 class _BadRow(Exception):
@@ -108,7 +111,8 @@ def check(path: Path, data_format: DataFormat | None = None) -> DatasetSummary:
     valid = _check_file(files.valid, train.format) if files.valid else _Checked(0, train.format, [])
     _refuse(train.problems + valid.problems)
     assert train.format is not None  # without a row of any format it was refused
-    return DatasetSummary(train.format, train.rows, valid.rows)
+    longest = max(train.longest_bytes, valid.longest_bytes)
+    return DatasetSummary(train.format, train.rows, valid.rows, longest)
 
 
 def detect_format(fields: Mapping[str, Any]) -> DataFormat | None:
@@ -156,10 +160,11 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_file(path: Path, data_format: DataFormat | None) -> _Checked:
-    rows = 0
+    rows = longest = 0
     problems = []
     for number, raw in _lines(path):
         rows += 1
+        longest = max(longest, len(raw))
         try:
             fields = _parse(raw)
             data_format = data_format or detect_format(fields)
@@ -168,7 +173,7 @@ def _check_file(path: Path, data_format: DataFormat | None) -> _Checked:
             problems.append(f"{path}:{number}: {error}")
     if rows == 0:
         problems.append(f"{path}: has no rows")
-    return _Checked(rows, data_format, problems)
+    return _Checked(rows, data_format, problems, longest)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """Every error that a caller may catch, named for what the catcher does.
 
-    GraftError
-    ├── InvalidInput      mend the input: names the field, the value and the remedy
-    ├── NotFound          there is no such job, host, file
-    ├── NotAllowed        the caller may not do this
-    ├── Conflict          the thing is not in a state that allows this
-    ├── Unreachable       Redis or the store is not there; try again
-    ├── DoesNotFit        no host has the memory now, or none ever will (`never`)
-    ├── Fenced            the assignment was lost: stop, write nothing
-    ├── StoreError        an artifact is missing or is not what its digest says
-    └── JobFailed         the job being waited for did not complete
+GraftError
+├── InvalidInput      mend the input: names the field, the value and the remedy
+├── NotFound          there is no such job, host, file
+├── NotAllowed        the caller may not do this
+├── Conflict          the thing is not in a state that allows this
+├── Unreachable       Redis or the store is not there; try again
+├── DoesNotFit        no host has the memory now, or none ever will (`never`)
+├── Fenced            the assignment was lost: stop, write nothing
+├── StoreError        an artifact is missing or is not what its digest says
+└── JobFailed         the job being waited for did not complete
 """
 
 from __future__ import annotations

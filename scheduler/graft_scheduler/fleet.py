@@ -75,6 +75,7 @@ def host_rooms(hosts: Sequence[HostRecord]) -> list[HostRoom]:
         HostRoom(
             id=host.info.id,
             name=host.info.name,
+            backend=host.info.backend,
             machine_id=host.info.machine_id,
             store_id=host.info.store_id,
             budget_bytes=host.info.budget_bytes,
@@ -106,16 +107,16 @@ def read_pending_jobs(redis: Redis, ids: Sequence[JobId]) -> list[PendingJob]:
     """These jobs as placement sees them; ids without a record are left out."""
     pipeline = redis.pipeline(transaction=False)
     for job_id in ids:
-        pipeline.hmget(keys.job(job_id), "estimate_bytes", "store_id", "remote_code", "avoid")
+        pipeline.hmget(keys.job(job_id), "estimates", "store_id", "remote_code", "avoid")
     return [
         PendingJob(
             id=job_id,
-            estimate_bytes=int(estimate) if estimate else None,
+            estimates=json.loads(estimates) if estimates else None,
             store_id=store_id,
             needs_remote_code=remote_code == "1",
             avoid=HostId(avoid) if avoid else None,
         )
-        for job_id, (estimate, store_id, remote_code, avoid) in zip(ids, pipeline.execute(), strict=True)
+        for job_id, (estimates, store_id, remote_code, avoid) in zip(ids, pipeline.execute(), strict=True)
         if store_id is not None
     ]
 

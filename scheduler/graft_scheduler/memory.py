@@ -58,7 +58,7 @@ class Backend(StrEnum):
 LOGIT_BYTES: dict[Backend, int] = {Backend.METAL: 8, Backend.CUDA: 16, Backend.CPU: 16}
 """For each token and word of the vocabulary: logits, loss and their gradients, in float32.
 
-The CPU's was measured. Metal has a fused loss since MLX 0.32.3, by its source a quarter of that;
+The CPU's was measured. Metal has a fused loss since MLX 0.32.3, said to take a quarter of that;
 half is counted, as nobody measured it yet.
 """
 
@@ -137,9 +137,9 @@ def estimate_peak(
 ) -> MemoryEstimate:
     """The most memory that MLX's arrays take while `job` trains on `model`.
 
-    Without a `backend` it is the dearest one's: enough for any host, and on a Mac often several
-    times too much, as only Metal is taken to keep no attention scores (fused backward, MLX 0.32.4;
-    from its source, not measured) and the CPU alone computes 16-bit models in float32.
+    Without a `backend` it is the dearest one's: enough for any host, and on a Mac often twice
+    too much, as only Metal is taken to keep no attention scores (a fused backward came
+    with MLX 0.32.4; nobody measured it here) and the CPU alone computes 16-bit models in float32.
     `longest_tokens` is the data's longest row; without it rows are taken to reach `max_length`.
     """
     if backend is None:

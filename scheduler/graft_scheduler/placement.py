@@ -6,7 +6,7 @@ smaller ones for as long as they keep coming.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graft_scheduler.memory import format_bytes
@@ -18,8 +18,8 @@ class PendingJob:
     """What placement needs to know of a queued job."""
 
     id: JobId
-    estimate_bytes: int | None
-    """Absent: the size is unknown, and the job takes a whole host."""
+    estimates: Mapping[str, int] | None
+    """Peak memory in bytes by backend. Absent: the size is unknown, and the job takes a whole host."""
     store_id: str
     needs_remote_code: bool = False
     avoid: HostId | None = None
@@ -32,6 +32,7 @@ class HostRoom:
 
     id: HostId
     name: str
+    backend: str
     machine_id: str
     store_id: str
     budget_bytes: int
@@ -93,7 +94,7 @@ def place(pending: Sequence[PendingJob], hosts: Sequence[HostRoom]) -> list[Plac
 
 def reserved_bytes(job: PendingJob, host: HostRoom) -> int:
     """What the job would take of the host."""
-    return host.largest_bytes if job.estimate_bytes is None else job.estimate_bytes
+    return (job.estimates or {}).get(host.backend, host.largest_bytes)
 
 
 def explain_wait(job: PendingJob, hosts: Sequence[HostRoom]) -> list[HostReason]:
@@ -151,10 +152,11 @@ def _refusal(job: PendingJob, host: HostRoom) -> HostReason | None:
 
 
 def _never(job: PendingJob, host: HostRoom) -> str | None:
-    if job.estimate_bytes is not None and job.estimate_bytes > host.largest_bytes:
-        short = job.estimate_bytes - host.largest_bytes
+    needed = reserved_bytes(job, host)
+    if needed > host.largest_bytes:
+        short = needed - host.largest_bytes
         return (
-            f"too small: the job needs {format_bytes(job.estimate_bytes)}, the host may use "
+            f"too small: the job needs {format_bytes(needed)}, the host may use "
             f"{format_bytes(host.largest_bytes)} (short by {format_bytes(short)})"
         )
     if job.store_id != host.store_id:

@@ -77,8 +77,10 @@ class JobRecord:
     lost: int
     """Attempts that ended with their host."""
     store_id: str
-    estimate_bytes: int | None
-    """What placement reserves; absent: the size is unknown and it takes a whole host."""
+    estimates: dict[str, int] | None
+    """Peak memory in bytes by backend; absent: the size is unknown and it takes a whole host."""
+    reserved_bytes: int | None
+    """What the newest placement reserved."""
     submitted_at: float
     """Seconds since 1970 on Redis' clock, like the next three."""
     queued_at: float
@@ -116,7 +118,8 @@ class JobRecord:
             charged=int(fields["charged"]),
             lost=int(fields["lost"]),
             store_id=fields.get("store_id", ""),
-            estimate_bytes=optional(int, "estimate_bytes"),
+            estimates=optional(json.loads, "estimates"),
+            reserved_bytes=optional(int, "reserved_bytes"),
             submitted_at=int(fields["submitted_at"]) / 1000,
             queued_at=int(fields["queued_at"]) / 1000,
             started_at=optional(_seconds, "started_at"),
@@ -143,7 +146,8 @@ class JobRecord:
             "charged_attempts": self.charged,
             "lost_hosts": self.lost,
             "host": self.host_name,
-            "estimate_bytes": self.estimate_bytes,
+            "estimates": self.estimates,
+            "reserved_bytes": self.reserved_bytes,
             "submitted_at": self.submitted_at,
             "started_at": self.started_at,
             "finished_at": self.finished_at,
@@ -172,6 +176,8 @@ class HostInfo(Value):
     machine_bytes: int
     """What all workers of this machine may use together."""
     slots: int
+    backend: str
+    """`metal`, `cuda` or `cpu`: decides which estimate holds."""
     device: str
     """Such as `Apple M3 Max` or `CPU`."""
     system: str

@@ -9,8 +9,11 @@ from graft_scheduler import datasets
 from graft_scheduler.basemodels import BaseModel, local_folder, read_base_model
 from graft_scheduler.hub import fetch_hub_config
 from graft_scheduler.jobs import CountJob, DataRef, ModelRef, TrainJob
-from graft_scheduler.memory import estimate_peak
+from graft_scheduler.memory import Backend, estimate_peak
 from graft_scheduler.store import Store
+
+TEMPLATE_TOKENS = 64
+"""What a chat template adds to a row at most: role marks, a date, a default system prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +21,9 @@ class Submission:
     """A job that can be run from its record alone."""
 
     spec: TrainJob | CountJob
-    estimate_bytes: int | None
-    """Absent when nothing about the base can be known here: a hub id, and no hub."""
+    estimates: dict[str, int] | None
+    """Peak memory in bytes by `Backend`. Absent when nothing about the base can be known here: a
+    hub id, and no hub."""
 
 
 def check(job: TrainJob | CountJob) -> Submission:
@@ -30,17 +34,13 @@ def check(job: TrainJob | CountJob) -> Submission:
         NotAllowed: the hub refuses the model.
     """
     if isinstance(job, CountJob):
-        return Submission(job, job.limits.memory_bytes or job.memory_bytes)
+        return Submission(job, _the_same(job.limits.memory_bytes or job.memory_bytes))
     model, base = _locate(job.model)
-    spec = job.model_copy(
-        update={
-            "model": model,
-            "data": _locate_data(job.data),
-            "epochs": 1.0 if job.epochs is None and job.steps is None else job.epochs,
-        }
-    )
-    estimate = None if base is None else estimate_peak(base, spec).total_bytes
-    return Submission(spec, job.limits.memory_bytes or estimate)
+    data, longest_tokens = _locate_data(job.data)
+    has_length = job.epochs is not None or job.steps is not None
+    epochs = job.epochs if has_length else 1.0
+    spec = job.model_copy(update={"model": model, "data": data, "epochs": epochs})
+    return Submission(spec, _estimate(spec, base, longest_tokens))
 
 
 def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
@@ -50,7 +50,7 @@ def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
     if isinstance(spec, TrainJob):
         stored = {"model": _store_model(spec.model, store), "data": _store_data(spec.data, store)}
         spec = spec.model_copy(update=stored)
-    return Submission(spec, checked.estimate_bytes)
+    return Submission(spec, checked.estimates)
 
 
 def _locate(model: ModelRef) -> tuple[ModelRef, BaseModel | None]:
@@ -65,10 +65,24 @@ def _locate(model: ModelRef) -> tuple[ModelRef, BaseModel | None]:
     return model.model_copy(update={"revision": found.commit}), found.base
 
 
-def _locate_data(data: DataRef) -> DataRef:
+def _locate_data(data: DataRef) -> tuple[DataRef, int]:
+    """The data set by its absolute path, and more tokens than its longest row has."""
     path = Path(data.source).expanduser().absolute()
     summary = datasets.check(path, data.format)
-    return data.model_copy(update={"source": str(path), "format": summary.format})
+    located = data.model_copy(update={"source": str(path), "format": summary.format})
+    return located, summary.longest_bytes + TEMPLATE_TOKENS
+
+
+def _estimate(spec: TrainJob, base: BaseModel | None, longest_tokens: int) -> dict[str, int] | None:
+    if spec.limits.memory_bytes is not None:
+        return _the_same(spec.limits.memory_bytes)
+    if base is None:
+        return None
+    return {one.value: estimate_peak(base, spec, longest_tokens, one).total_bytes for one in Backend}
+
+
+def _the_same(size: int) -> dict[str, int]:
+    return {one.value: size for one in Backend}
 
 
 def _store_model(model: ModelRef, store: Store) -> ModelRef:

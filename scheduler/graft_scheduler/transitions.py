@@ -91,7 +91,9 @@ class Transitions:
             if path.name != PRELUDE
         }
 
-    def submit(self, job_id: JobId, spec: TrainJob | CountJob, estimate: int | None, store_id: str) -> None:
+    def submit(
+        self, job_id: JobId, spec: TrainJob | CountJob, estimates: dict[str, int] | None, store_id: str
+    ) -> None:
         """Accept a job: from here on it is never lost.
 
         Raises:
@@ -102,7 +104,7 @@ class Transitions:
             "submit",
             [
                 *(job_id, dump_job(spec), spec.kind, spec.submitter, spec.priority),
-                *(_or_empty(estimate), store_id, int(remote_code)),
+                *(json.dumps(estimates) if estimates else "", store_id, int(remote_code)),
             ],
             job=job_id,
         )
@@ -205,7 +207,8 @@ class Transitions:
     def host_beat(self, info: HostInfo, heartbeat_seconds: float) -> bool:
         """Register or report a host; whether it is to drain."""
         arguments = [info.id, info.model_dump_json(), info.name, info.machine_id, info.budget_bytes]
-        arguments += [info.machine_bytes, info.slots, HOST_TTL_SECONDS, _ms(heartbeat_seconds * MISSED_BEATS)]
+        arguments += [info.machine_bytes, info.slots, info.backend, HOST_TTL_SECONDS]
+        arguments.append(_ms(heartbeat_seconds * MISSED_BEATS))
         return bool(self._run("host_beat", arguments, host=info.id))
 
     def host_away(self, host_id: HostId, heartbeat_seconds: float) -> None:
@@ -233,10 +236,6 @@ class Transitions:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-def _or_empty(value: int | None) -> int | str:
-    return "" if value is None else value
 
 
 def _dump(value: JobProgress | ResumePoint | Failure | TrainResult | None) -> str:

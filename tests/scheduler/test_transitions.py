@@ -36,6 +36,7 @@ def host_info(host: str = HOST, machine: str = "machine1", gib: int = 8, slots: 
         budget_bytes=gib * GIB,
         machine_bytes=8 * GIB,
         slots=slots,
+        backend="cpu",
         device="CPU",
         system="test",
         versions={},
@@ -44,7 +45,7 @@ def host_info(host: str = HOST, machine: str = "machine1", gib: int = 8, slots: 
 
 def submit(transitions: Transitions, job: str = JOB, gib: int | None = 1, **fields: object) -> JobId:
     spec = CountJob.model_validate(fields)
-    transitions.submit(JobId(job), spec, None if gib is None else gib * GIB, "store")
+    transitions.submit(JobId(job), spec, None if gib is None else {"cpu": gib * GIB}, "store")
     return JobId(job)
 
 

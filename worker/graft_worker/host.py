@@ -91,6 +91,7 @@ def describe(folder: HostFolder, settings: Settings, device: Device, store_id: s
         budget_bytes=budget,
         machine_bytes=device.budget_bytes,
         slots=settings.slots,
+        backend=device.kind,
         device=device.device,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         versions=device.versions,

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from graft_scheduler.memory import Backend
+
 GIB = 1 << 30
 RESERVE_BYTES = 1 * GIB
 """Left to the system on a GPU's working set: buffers that MLX does not count."""
@@ -32,8 +34,7 @@ class Device:
     """What a host computes with."""
 
     device: str
-    kind: str
-    """`metal`, `cuda` or `cpu`."""
+    kind: Backend
     memory_bytes: int
     budget_bytes: int
     versions: dict[str, str]
@@ -70,12 +71,12 @@ def read_device() -> Device:
         info = mx.device_info()
         working_set = int(info["max_recommended_working_set_size"])
         return _device(
-            str(info.get("device_name", "Apple GPU")), "metal", working_set, working_set - RESERVE_BYTES
+            str(info.get("device_name", "Apple GPU")), Backend.METAL, working_set, working_set - RESERVE_BYTES
         )
     if mx.default_device() == mx.Device(mx.gpu):
         info = mx.device_info()
         total = int(info["total_memory"])
-        return _device(str(info.get("device_name", "CUDA GPU")), "cuda", total, total - RESERVE_BYTES)
+        return _device(str(info.get("device_name", "CUDA GPU")), Backend.CUDA, total, total - RESERVE_BYTES)
     return _of_machine(None)
 
 
@@ -92,10 +93,10 @@ def machine_memory_bytes() -> int:
 
 def _of_machine(error: str | None) -> Device:
     memory = machine_memory_bytes()
-    return _device(_processor(), "cpu", memory, int(memory * (1 - HOST_RESERVE_SHARE)), error)
+    return _device(_processor(), Backend.CPU, memory, int(memory * (1 - HOST_RESERVE_SHARE)), error)
 
 
-def _device(name: str, kind: str, memory: int, budget: int, error: str | None = None) -> Device:
+def _device(name: str, kind: Backend, memory: int, budget: int, error: str | None = None) -> Device:
     return Device(name, kind, memory, max(budget, 1), _versions(), error)
 
 

@@ -226,7 +226,7 @@ class Attempt:
             adapter = self._worker.store.put_folder(Path(done.output_dir))
         result = done.result
         if result is not None and result.predicted_peak_bytes is None:
-            result = result.model_copy(update={"predicted_peak_bytes": self._record.estimate_bytes})
+            result = result.model_copy(update={"predicted_peak_bytes": self._record.reserved_bytes})
         return Ending(JobState.COMPLETED, "completed", result=result, adapter=adapter, log=self._store_log())
 
     def _stopped(self, reason: StopReason) -> Ending:

@@ -11,7 +11,7 @@ if redis.call('HGET', JOB, 'state') ~= 'queued' then
 end
 local seen = redis.call('ZSCORE', HOSTS, host)
 local has = redis.call('HMGET', HOST, 'budget_bytes', 'machine_bytes', 'slots', 'machine_id',
-  'draining', 'cordoned', 'name')
+  'draining', 'cordoned', 'name', 'backend')
 if not seen or now - seen > tonumber(ARGV[5]) or not has[1] then
   return {'refused', 'host is away'}
 end
@@ -20,9 +20,12 @@ if has[5] == '1' or has[6] == '1' then
 end
 
 local budget, machine_budget = tonumber(has[1]), tonumber(has[2])
-local estimate = redis.call('HGET', JOB, 'estimate_bytes')
+local estimates = redis.call('HGET', JOB, 'estimates')
 -- A job of unknown size takes the whole host.
-local bytes = estimate ~= '' and tonumber(estimate) or math.min(budget, machine_budget)
+local bytes = math.min(budget, machine_budget)
+if estimates ~= '' then
+  bytes = cjson.decode(estimates)[has[8]] or bytes
+end
 local jobs, on_host, on_machine = 0, 0, 0
 for _, held in ipairs(redis.call('HVALS', COMMITTED)) do
   local one = cjson.decode(held)
@@ -47,6 +50,7 @@ redis.call('ZREM', QUEUE, job)
 redis.call('ZADD', PLACED, text(now + ARGV[4]), job)
 redis.call('HSET', COMMITTED, job, '{"host":' .. cjson.encode(host) .. ',"machine":' .. cjson.encode(has[4])
   .. ',"bytes":' .. text(bytes) .. '}')
-redis.call('HSET', JOB, 'state', 'placed', 'assignment', assignment, 'host', host)
+redis.call('HSET', JOB, 'state', 'placed', 'assignment', assignment, 'host', host,
+  'reserved_bytes', text(bytes))
 event(now, job, 'placed', token, cjson.encode({host = has[7]}))
 return {'placed', token}
