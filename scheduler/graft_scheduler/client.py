@@ -5,31 +5,19 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from redis import Redis
-
-from graft_scheduler import fleet, keys, submission
-from graft_scheduler.errors import (
-    Conflict,
-    GraftError,
-    InvalidInput,
-    JobFailed,
-    NotFound,
-    StoreError,
-    Unreachable,
-)
+from graft_scheduler import keys, submission
+from graft_scheduler.errors import Conflict, JobFailed, StoreError, Unreachable
 from graft_scheduler.jobs import CountJob, TrainJob, current_user
-from graft_scheduler.placement import HostReason, explain_wait
-from graft_scheduler.records import Event, HostRecord, JobRecord
-from graft_scheduler.redis_connection import connect, reachable
+from graft_scheduler.reader import Reader
+from graft_scheduler.records import HostRecord, JobRecord
 from graft_scheduler.settings import Settings, load_settings
 from graft_scheduler.states import JobId, JobState
 from graft_scheduler.store import Store, open_store
-from graft_scheduler.transitions import MISSED_BEATS, Transitions
+from graft_scheduler.transitions import Transitions
 
 ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's alphabet: nothing in it is mistaken for something else."""
@@ -37,17 +25,6 @@ ID_LENGTH = 8
 POLL_SECONDS = 0.25
 OUTAGE_SECONDS = 120.0
 """How long a follower waits for Redis to come back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why a job is where it is."""
-
-    summary: str
-    hosts: list[HostReason]
-    scheduler_alive: bool
-    never_fits: bool
-    """No registered host can run it, however long it waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +60,7 @@ class JobHandle:
         return self.client.pull(self.id, destination)
 
 
-class Client:
+class Client(Reader):
     """One Redis and one store, as `settings` name them. Safe to share between threads.
 
     Methods raise `Unreachable` when Redis or the store does not answer, and `NotFound` for an
@@ -91,10 +68,8 @@ class Client:
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or load_settings()
-        self._redis = connect(self.settings.redis_url)
+        super().__init__(settings or load_settings())
         self._transitions = Transitions(self._redis)
-        self._alive_seconds = self.settings.heartbeat_seconds * MISSED_BEATS
 
     def __enter__(self) -> Self:
         return self
@@ -120,28 +95,6 @@ class Client:
             self._transitions.submit(job_id, prepared.spec, prepared.estimates, store.id)
         self._broker().announce_waiting([(job_id, 0, job.kind, job.submitter)])
         return JobHandle(self, job_id)
-
-    def get(self, job_id: str) -> JobRecord:
-        """The job as it is now."""
-        with self._reached():
-            full = self._full_id(job_id)
-            fields: Any = self._redis.hgetall(keys.job(full))
-        if not fields:
-            raise NotFound(f"there is no job {job_id}")
-        return JobRecord.parse(full, fields)
-
-    def jobs(
-        self, *, live_only: bool = False, submitter: str | None = None, limit: int = 50
-    ) -> list[JobRecord]:
-        """Jobs: those that run or wait, in the order of the queue, then ended ones, newest first."""
-        with self._reached():
-            ids = self._live_ids()
-            if not live_only:
-                newest: Any = self._redis.zrange(keys.JOBS, 0, limit + len(ids), desc=True)
-                ids += [JobId(job_id) for job_id in newest if job_id not in set(ids)]
-            records = self._records(ids)
-        mine = (one for one in records if submitter in {None, one.spec.submitter})
-        return [one for _, one in zip(range(limit), mine, strict=False)]
 
     def cancel(self, job_id: str) -> JobRecord:
         """Cancel a job that waits, or ask its runner to save a checkpoint and stop.
@@ -170,13 +123,6 @@ class Client:
         record = self.get(full)
         self._broker().announce_waiting([(full, record.token, record.spec.kind, record.spec.submitter)])
         return record
-
-    def events(self, job_id: str, after: str = "0") -> list[Event]:
-        """What has happened to the job since the event named `after`."""
-        with self._reached():
-            full = self._full_id(job_id)
-            entries: Any = self._redis.xrange(keys.job_events(full), f"({after}" if after != "0" else "-")
-        return [Event.parse(entry_id, fields) for entry_id, fields in entries]
 
     def log_lines(self, job_id: str) -> list[str]:
         """The job's log: whole once it has ended, its newest lines while it runs."""
@@ -228,29 +174,6 @@ class Client:
             time.sleep(POLL_SECONDS)
         return record
 
-    def why(self, job_id: str) -> Explanation:
-        """Why the job is where it is, host by host while it waits."""
-        record = self.get(job_id)
-        with self._reached():
-            rooms = fleet.host_rooms(fleet.read_hosts(self._redis, self._alive_seconds))
-            pending = fleet.read_pending_jobs(self._redis, [record.id])[0]
-            alive = self._redis.get(keys.LEADER) is not None
-            ahead: Any = self._redis.zrank(keys.QUEUE, record.id)
-        reasons = explain_wait(pending, rooms)
-        never = bool(reasons) and not any(one.fits_ever for one in reasons)
-        waits = record.state is JobState.QUEUED
-        return Explanation(
-            summary=_summary(record, reasons, alive, never, ahead or 0),
-            hosts=reasons if waits else [],
-            scheduler_alive=alive,
-            never_fits=never and waits,
-        )
-
-    def hosts(self) -> list[HostRecord]:
-        """Every registered host."""
-        with self._reached():
-            return fleet.read_hosts(self._redis, self._alive_seconds)
-
     def set_draining(self, host: str, draining: bool) -> HostRecord:
         """Let a host finish what it runs and give it nothing new, or end that."""
         return self._change_host(host, {"draining": str(int(draining))})
@@ -284,74 +207,12 @@ class Client:
         self._store().get_folder(record.adapter, destination)
         return destination
 
-    def ping(self) -> float:
-        """Seconds that Redis takes to answer."""
-        start = time.monotonic()
-        with self._reached():
-            self._redis.ping()
-        return time.monotonic() - start
-
-    def leader(self) -> str | None:
-        """Which scheduler leads, if any runs."""
-        with self._reached():
-            value: Any = self._redis.get(keys.LEADER)
-        return None if value is None else str(value)
-
-    def server_facts(self) -> dict[str, str]:
-        """Redis' version and what decides whether it may lose jobs."""
-        with self._reached():
-            info: Any = self._redis.info()
-        return {
-            "version": str(info["redis_version"]),
-            "appendonly": "yes" if info.get("aof_enabled") else "no",
-            "maxmemory_policy": str(info.get("maxmemory_policy", "")),
-            "used_memory_bytes": str(info.get("used_memory", "")),
-        }
-
     def _change_host(self, host: str, fields: dict[Any, Any]) -> HostRecord:
         record = self._host(host)
         with self._reached():
             self._redis.hset(keys.host(record.info.id), mapping=fields)
             self._redis.lpush(keys.WAKE, 1)
         return self._host(record.info.id)
-
-    def _host(self, name: str) -> HostRecord:
-        found = [host for host in self.hosts() if name in {host.info.id, host.info.name}]
-        if not found:
-            raise NotFound(f"there is no host {name}; `graft hosts` lists them")
-        if len(found) > 1:
-            ids = ", ".join(host.info.id for host in found)
-            raise InvalidInput(f"`{name}` names {len(found)} hosts; give the id: {ids}")
-        return found[0]
-
-    def _full_id(self, job_id: str) -> JobId:
-        if self._redis.exists(keys.job(JobId(job_id))):
-            return JobId(job_id)
-        newest: Any = self._redis.zrange(keys.JOBS, 0, -1)
-        found = [one for one in newest if job_id and one.startswith(job_id)]
-        if not found:
-            raise NotFound(f"there is no job {job_id}; `graft ps --all` lists them")
-        if len(found) > 1:
-            raise InvalidInput(f"`{job_id}` is the beginning of {len(found)} jobs: {', '.join(found[:5])}")
-        return JobId(found[0])
-
-    def _live_ids(self) -> list[JobId]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for running_first in (keys.LEASES, keys.PLACED, keys.QUEUE):
-            pipeline.zrange(running_first, 0, -1)
-        return [JobId(job_id) for ids in pipeline.execute() for job_id in ids]
-
-    def _records(self, ids: list[JobId]) -> list[JobRecord]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for job_id in ids:
-            pipeline.hgetall(keys.job(job_id))
-        found = zip(ids, pipeline.execute(), strict=True)
-        return [JobRecord.parse(job_id, fields) for job_id, fields in found if fields]
-
-    def _new_lines(self, job_id: JobId, after: str) -> list[tuple[str, str]]:
-        start = "-" if after == "0" else f"({after}"
-        entries: Any = self._redis.xrange(keys.job_log(job_id), start)
-        return [(entry_id, fields["line"]) for entry_id, fields in entries]
 
     def _patiently(self, job_id: JobId) -> JobRecord:
         """The record, waiting a while for a Redis that has gone away."""
@@ -371,40 +232,3 @@ class Client:
         from graft_scheduler.broker import Broker, make_app  # celery takes 0.4 s to import
 
         return Broker(make_app(self.settings.redis_url))
-
-    @contextmanager
-    def _reached(self) -> Iterator[Redis]:
-        with reachable(self.settings.redis_url):
-            yield self._redis
-
-
-def _summary(
-    record: JobRecord, reasons: list[HostReason], scheduler_alive: bool, never: bool, ahead: int
-) -> str:
-    if record.state is not JobState.QUEUED:
-        return _summary_of_state(record)
-    if not scheduler_alive:
-        return "no scheduler is running; start one with `graft scheduler` (or `graft up`)"
-    if not reasons:
-        return "no worker has ever registered; start one with `graft worker` (or `graft up`)"
-    if never:
-        return "no registered host can ever run it"
-    if ahead:
-        return f"{ahead} jobs are ahead of it in the queue"
-    return "it is first in the queue and waits for a host"
-
-
-def _summary_of_state(record: JobRecord) -> str:
-    where = f" on {record.host_name}" if record.host_name else ""
-    match record.state:
-        case JobState.PLACED:
-            return f"placed{where}; its worker is about to take it"
-        case JobState.RUNNING:
-            return f"running{where}"
-        case JobState.FAILED if record.failure:
-            return f"failed{where} ({record.failure.failure}): {record.failure.text}"
-        case _:
-            return f"{record.state.value}{where}"
-
-
-__all__ = ["Client", "Explanation", "GraftError", "JobHandle"]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Mapping
-from difflib import get_close_matches
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -18,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from graft_scheduler.complaints import explain
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.states import Digest
 
@@ -244,21 +243,6 @@ JobSpec = Annotated[TrainJob | CountJob, Field(discriminator="kind")]
 
 _ADAPTER: TypeAdapter[TrainJob | CountJob] = TypeAdapter(JobSpec)
 
-SHORT_NAMES: dict[str, str] = {
-    "rank": "adapter.rank",
-    "alpha": "adapter.alpha",
-    "scale": "adapter.scale",
-    "dropout": "adapter.dropout",
-    "targets": "adapter.targets",
-    "layers": "adapter.layers",
-    "learning_rate": "optimizer.learning_rate",
-    "lr": "optimizer.learning_rate",
-    "weight_decay": "optimizer.weight_decay",
-    "max_grad_norm": "optimizer.max_grad_norm",
-    "warmup": "schedule.warmup",
-}
-"""Spellings people type for nested settings, in `--set` and in search spaces."""
-
 
 def parse_job(text: str | bytes) -> TrainJob | CountJob:
     """The job that `dump_job` wrote.
@@ -275,94 +259,6 @@ def parse_job(text: str | bytes) -> TrainJob | CountJob:
 def dump_job(job: TrainJob | CountJob) -> str:
     """The job as JSON, with every default written out."""
     return job.model_dump_json()
-
-
-def build_train_job(values: Mapping[str, Any]) -> TrainJob:
-    """A job from nested or dotted settings, by any of the names people use.
-
-    Raises:
-        InvalidInput: names the setting, the value and what would be right.
-    """
-    nested = nest(values)
-    try:
-        return TrainJob.model_validate(nested)
-    except ValidationError as error:
-        raise InvalidInput(explain(error, setting_names(TrainJob))) from error
-
-
-def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"adapter.rank": 8}` and `{"rank": 8}` as `{"adapter": {"rank": 8}}`."""
-    nested: dict[str, Any] = {}
-    for name, value in values.items():
-        *path, leaf = SHORT_NAMES.get(name, name).split(".")
-        level = nested
-        for part in path:
-            below = level.setdefault(part, {})
-            if isinstance(below, str) and part in {"model", "data"}:
-                below = level[part] = {"source": below}
-            if not isinstance(below, dict):
-                raise InvalidInput(
-                    f"`{name}` is set, but `{part}` is {below!r}: it has no settings of its own"
-                )
-            level = below
-        existing = level.get(leaf)
-        if isinstance(existing, dict) and isinstance(value, str) and leaf in {"model", "data"}:
-            existing["source"] = value
-        elif isinstance(existing, dict) and isinstance(value, dict):
-            existing.update(value)
-        else:
-            level[leaf] = value
-    return nested
-
-
-def setting_names(model: type[BaseModel], prefix: str = "") -> tuple[str, ...]:
-    """Every dotted name that `model` understands, nested ones included, and the short ones."""
-    names: list[str] = []
-    for name, field in model.model_fields.items():
-        names.append(prefix + name)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            names += setting_names(inner, f"{prefix}{name}.")
-    return tuple(names) if prefix else (*names, *SHORT_NAMES)
-
-
-def explain(error: ValidationError, known: tuple[str, ...]) -> str:
-    """Pydantic's complaints as one line: field, value, remedy."""
-    return "; ".join(_explain_one(dict(one), known) for one in error.errors())
-
-
-def _explain_one(one: dict[str, Any], known: tuple[str, ...]) -> str:
-    name = ".".join(str(part) for part in one["loc"] if part not in {"train", "count"})
-    value, limits = one["input"], one.get("ctx", {})
-    match one["type"]:
-        case "extra_forbidden":
-            return f"`{name}` is not a setting{nearest(name, known)}"
-        case "missing":
-            return f"`{name}` is missing"
-        case "greater_than_equal":
-            return f"`{name}` is {value}; it must be at least {limits['ge']}"
-        case "greater_than":
-            return f"`{name}` is {value}; it must be above {limits['gt']}"
-        case "less_than_equal":
-            return f"`{name}` is {value}; it must be at most {limits['le']}"
-        case "less_than":
-            return f"`{name}` is {value}; it must be below {limits['lt']}"
-        case "enum" | "literal_error":
-            return f"`{name}` is {value!r}; it must be {limits['expected']}"
-        case "union_tag_invalid":
-            return f"`kind` is {limits['tag']!r}; it must be one of {limits['expected_tags']}"
-        case "value_error":
-            return str(limits["error"])
-        case _:
-            return f"`{name}` is {value!r}: {one['msg'][0].lower()}{one['msg'][1:]}"
-
-
-def nearest(name: str, known: tuple[str, ...]) -> str:
-    """`; did you mean ...?`, or nothing when no known name is close."""
-    close = get_close_matches(name, known, n=1, cutoff=0.6) or get_close_matches(
-        name.rsplit(".", 1)[-1], known, n=1, cutoff=0.6
-    )
-    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def current_user() -> str:

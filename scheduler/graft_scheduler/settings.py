@@ -16,8 +16,8 @@ from typing import Any
 
 import platformdirs
 
+from graft_scheduler.complaints import nearest
 from graft_scheduler.errors import InvalidInput
-from graft_scheduler.jobs import nearest
 
 ENVIRONMENT_PREFIX = "GRAFT_"
 UP_FILE = "up.json"

@@ -182,4 +182,3 @@ def check_rest(fleet: Fleet) -> None:
     assert redis.hgetall(keys.COMMITTED) == {}
     for left in (keys.QUEUE, keys.PLACED, keys.LEASES):
         assert redis.zcard(left) == 0
-

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graft_scheduler.basemodels import BaseModel, Quantization
-from graft_scheduler.jobs import TrainJob, build_train_job
+from graft_scheduler.job_settings import build_train_job
+from graft_scheduler.jobs import TrainJob
 from graft_scheduler.memory import Backend, estimate_peak, format_bytes
 from graft_scheduler.settings import parse_bytes
 
