@@ -76,6 +76,10 @@ class Relay:
             case _:
                 pass  # hello says nothing new; checkpoints and last words are the attempt's to act on
 
+    def note_spawn(self, pid: int) -> None:
+        """A runner was started just now."""
+        self._event("spawned", pid=pid)
+
     def note_checkpoint(self, resume: ResumePoint) -> None:
         """A checkpoint is in the store: any host can go on from it."""
         self._resume = resume

@@ -181,6 +181,8 @@ class Attempt:
         try:
             runner.send(start)
             self._keeper.attach(runner)
+            self._relay.note_spawn(runner.pid)
+            self._relay.flush()
             while last_word is None:
                 self._keeper.check()
                 message = runner.receive(RECEIVE_SECONDS)

@@ -1,0 +1,181 @@
+"""A runner process: what it says, and when it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from graft_scheduler.channel import sleepless_clock
+from graft_scheduler.jobs import CountJob
+from graft_scheduler.messages import (
+    Checkpoint,
+    Done,
+    Extend,
+    Failed,
+    Hello,
+    RunnerMessage,
+    Start,
+    Stop,
+)
+from graft_scheduler.runner_process import EXIT_DEADLINE, RunnerProcess
+from graft_scheduler.states import FailureClass, JobId, StopReason, Token
+from graft_worker.runner import DONE_MARKER
+from tests.services import eventually, has_left
+
+pytestmark = pytest.mark.processes
+
+JOB, TOKEN = JobId("j"), Token(1)
+
+
+def start(folder: Path, life_seconds: float = 60, resume: Path | None = None, **spec: Any) -> Start:
+    return Start(
+        job=JOB,
+        token=TOKEN,
+        spec=CountJob(**spec),
+        work_dir=str(folder),
+        resume_dir=None if resume is None else str(resume),
+        deadline=sleepless_clock() + life_seconds,
+    )
+
+
+def hear(runner: RunnerProcess) -> list[RunnerMessage]:
+    """Everything until the end."""
+    heard = []
+    try:
+        while True:
+            if (message := runner.receive(20)) is not None:
+                heard.append(message)
+    except EOFError:
+        return heard
+
+
+def run(folder: Path, **changes: Any) -> tuple[list[RunnerMessage], int]:
+    runner = RunnerProcess.spawn(folder / "log.txt")
+    runner.send(start(folder, **changes))
+    heard = hear(runner)
+    return heard, runner.close()
+
+
+def test_a_job_is_done_and_marked_before_it_is_said(tmp_path: Path) -> None:
+    heard, exit_code = run(tmp_path, steps=3, step_seconds=0)
+
+    assert isinstance(heard[0], Hello)
+    assert isinstance(heard[-1], Done)
+    assert exit_code == 0
+    assert Done.model_validate_json((tmp_path / DONE_MARKER).read_text()) == heard[-1]
+
+
+def test_a_stop_saves_a_checkpoint_that_another_runner_goes_on_from(tmp_path: Path) -> None:
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder in (first, second):
+        folder.mkdir()
+    runner = RunnerProcess.spawn(first / "log.txt")
+    runner.send(start(first, steps=10_000, step_seconds=0.01, checkpoint_every=10_000))
+    eventually(lambda: (first / "steps.log").exists())
+    runner.send(Stop(job=JOB, token=TOKEN, reason=StopReason.YIELD))
+    *_, checkpoint, done = hear(runner)
+    runner.close()
+
+    assert isinstance(checkpoint, Checkpoint)
+    assert isinstance(done, Done)
+    assert done.stopped is StopReason.YIELD
+    assert not (first / DONE_MARKER).exists()
+    run(second, resume=Path(checkpoint.path), steps=checkpoint.step + 2, step_seconds=0)
+    steps = [int(line.split()[1]) for line in (second / "steps.log").read_text().splitlines()]
+    assert steps == [checkpoint.step + 1, checkpoint.step + 2]
+
+
+def test_a_failure_is_said_with_its_class(tmp_path: Path) -> None:
+    heard, _ = run(tmp_path, steps=3, fail_at=2, step_seconds=0)
+
+    assert isinstance(heard[-1], Failed)
+    assert heard[-1].failure is FailureClass.INTERNAL
+
+
+def test_a_checkpoint_that_cannot_be_read_is_the_stores_fault(tmp_path: Path) -> None:
+    heard, _ = run(tmp_path, resume=tmp_path / "nothing", steps=1)
+
+    assert isinstance(heard[-1], Failed)
+    assert heard[-1].failure is FailureClass.STORE
+
+
+def test_an_error_nobody_foresaw_is_internal_and_its_traceback_is_in_the_log(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "count.json").write_text('{"count": []}')
+
+    heard, _ = run(tmp_path, resume=tmp_path / "checkpoint", steps=1)
+
+    assert isinstance(heard[-1], Failed)
+    assert heard[-1].failure is FailureClass.INTERNAL
+    assert "TypeError" in heard[-1].text
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_runner_leaves_at_its_deadline(tmp_path: Path) -> None:
+    heard, exit_code = run(tmp_path, life_seconds=1, steps=10_000)
+
+    assert exit_code == EXIT_DEADLINE
+    assert not any(isinstance(message, Done | Failed) for message in heard)
+
+
+def test_an_extended_runner_lives_on(tmp_path: Path) -> None:
+    runner = RunnerProcess.spawn(tmp_path / "log.txt")
+    runner.send(start(tmp_path, life_seconds=1.5, steps=40, step_seconds=0.05))
+    runner.send(Extend(job=JOB, token=TOKEN, deadline=sleepless_clock() + 60))
+
+    assert isinstance(hear(runner)[-1], Done)
+    runner.close()
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from graft_scheduler.runner_process import RunnerProcess
+from graft_scheduler.messages import Start
+folder = Path(sys.argv[1])
+runner = RunnerProcess.spawn(folder / "log.txt")
+runner.send(Start.model_validate_json(sys.stdin.read()))
+print(runner.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_runner_leaves_within_a_second_of_its_parents_death(tmp_path: Path) -> None:
+    order = start(tmp_path, steps=10_000).model_dump_json()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    with parent.stdin, parent.stdout:
+        parent.stdin.write(order)
+        parent.stdin.close()
+        runner = psutil.Process(int(parent.stdout.readline()))
+        eventually((tmp_path / "steps.log").exists)
+
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+
+    eventually(lambda: has_left(runner), 1, "the orphan leaves")
+
+
+def test_a_runner_is_told_none_of_our_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFT_REDIS_URL", "redis://ada:secret@lab:6379/0")
+    runner = RunnerProcess.spawn(tmp_path / "log.txt")
+
+    environment = psutil.Process(runner.pid).environ()
+    runner.kill()
+    runner.close()
+
+    assert "secret" not in json.dumps(environment)

@@ -1,0 +1,1 @@
+"""What calls MLX: nothing outside this package imports it. Importing the package itself does not either."""

@@ -1,0 +1,134 @@
+"""Checkpoints: everything a job needs to go on as if it had never stopped.
+
+A checkpoint is also an adapter folder that stock mlx-lm loads.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from graft_scheduler.states import FailureClass
+from graft_worker.engine.adapters import WEIGHTS_FILE, Parameters, write_adapter
+from graft_worker.engine.device import is_out_of_memory, versions
+from graft_worker.engine.folders import remove_partial, write_whole
+from graft_worker.link import JobError
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+
+
+class State(BaseModel):
+    """Where training stands. The place in the data and dropout's keys follow from the step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Learned from so far."""
+    trained_seconds: float = 0.0
+    evaluated_step: int | None = None
+    """The last step whose validation loss is known."""
+    initial_loss: float | None = None
+    last_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+
+
+class _StateFile(BaseModel):
+    """What `state.json` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    state: State
+    agreement: dict[str, Any]
+    """The settings that must be the same for the job that goes on from here."""
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A checkpoint in memory."""
+
+    state: State
+    parameters: Parameters
+    optimizer: dict[str, mx.array]
+
+
+@dataclass(slots=True)
+class CheckpointFolder:
+    """The checkpoints of one attempt; only the newest `keep` stay."""
+
+    root: Path
+    keep: int
+    agreement: Mapping[str, Any]
+    adapter_config: Mapping[str, Any]
+    saved: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        remove_partial(self.root)
+
+    def save(self, snapshot: Snapshot) -> Path:
+        """Write a checkpoint, whole or not at all, and remove those that are too old."""
+        folder = self.root / f"step-{snapshot.state.step}"
+        write_whole(folder, lambda aside: self._write(aside, snapshot))
+        self.saved.append(folder)
+        while len(self.saved) > self.keep:
+            shutil.rmtree(self.saved.pop(0), ignore_errors=True)
+        return folder
+
+    def _write(self, folder: Path, snapshot: Snapshot) -> None:
+        write_adapter(folder, snapshot.parameters, dict(self.adapter_config))
+        mx.save_safetensors(str(folder / OPTIMIZER_FILE), snapshot.optimizer)
+        document = _StateFile(state=snapshot.state, agreement=dict(self.agreement), versions=versions())
+        (folder / STATE_FILE).write_text(document.model_dump_json(indent=2) + "\n")
+
+
+def read_checkpoint(folder: Path, agreement: Mapping[str, Any]) -> Snapshot:
+    """The checkpoint in `folder`, which must be of a job that agrees with this one.
+
+    Raises:
+        JobError: it cannot be read (class `store`), or is of another job (class `config`).
+    """
+    document = _read_state(folder)
+    for name in sorted(agreement.keys() | document.agreement.keys()):
+        theirs, ours = document.agreement.get(name), agreement.get(name)
+        if theirs != ours:
+            text = f"the checkpoint {folder} was made with {name} {theirs}; this job has {ours}"
+            raise JobError(FailureClass.CONFIG, text)
+    return Snapshot(
+        document.state, _read_arrays(folder / WEIGHTS_FILE), _read_arrays(folder / OPTIMIZER_FILE)
+    )
+
+
+def _read_state(folder: Path) -> _StateFile:
+    try:
+        return _StateFile.model_validate_json((folder / STATE_FILE).read_bytes())
+    except OSError as error:
+        raise _unreadable(folder / STATE_FILE, error.strerror) from error
+    except ValidationError as error:
+        raise _unreadable(folder / STATE_FILE, error.errors()[0]["msg"]) from error
+
+
+def _read_arrays(path: Path) -> dict[str, mx.array]:
+    try:
+        arrays = mx.load(str(path))
+        mx.eval(arrays)  # reads the file: loading alone only looks at its head
+    except (RuntimeError, ValueError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise _unreadable(path, error) from error
+    assert isinstance(arrays, dict)  # what MLX makes of every safetensors file
+    return arrays
+
+
+def _unreadable(path: Path, reason: object) -> JobError:
+    return JobError(FailureClass.STORE, f"the checkpoint file {path} cannot be read: {reason}")

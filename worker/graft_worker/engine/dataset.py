@@ -1,0 +1,105 @@
+"""The rows a job learns from and those it is measured on, as tokens, with what was left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft_scheduler.datasets import Row, check, find_files, read_rows, split
+from graft_scheduler.errors import InvalidInput
+from graft_scheduler.jobs import DataFormat, TrainJob
+from graft_scheduler.states import FailureClass
+from graft_worker.engine.loading import Base
+from graft_worker.engine.reports import Reporter
+from graft_worker.engine.rows import Reading, TokenRows, tokenise
+from graft_worker.link import JobError
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Two sets of usable rows; neither is empty."""
+
+    format: DataFormat
+    train: TokenRows
+    valid: TokenRows
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What became of the rows."""
+        return {
+            name: {
+                "used": len(rows.rows),
+                "cut": rows.cut,
+                "dropped": rows.dropped,
+                "unrendered": rows.unrendered,
+            }
+            for name, rows in (("train", self.train), ("valid", self.valid))
+        }
+
+
+def load_dataset(spec: TrainJob, path: Path, base: Base, reporter: Reporter) -> Dataset:
+    """Read, check and tokenise the data set at `path`.
+
+    Raises:
+        JobError: bad rows, or none that can be learned from (class `data`); chats without a
+            template, or a tokenizer that is not the model's (class `config`).
+        Stopped: the link asked for it.
+    """
+    try:
+        summary = check(path, spec.data.format)
+        train, valid = _read(spec, path)
+    except InvalidInput as error:
+        raise JobError(FailureClass.DATA, str(error)) from error
+    reading = Reading(summary.format, spec.data.mask_prompt, spec.max_length)
+    dataset = Dataset(
+        summary.format,
+        tokenise(train, base.tokenizer, reading, reporter.check_stop),
+        tokenise(valid, base.tokenizer, reading, reporter.check_stop),
+    )
+    for name, rows in (("training", dataset.train), ("validation", dataset.valid)):
+        _tell(name, rows, spec.max_length, reporter)
+        _check_usable(name, rows, spec.max_length)
+        _check_vocabulary(rows, base)
+    return dataset
+
+
+def _read(spec: TrainJob, path: Path) -> tuple[list[Row], list[Row]]:
+    files = find_files(path)
+    rows = read_rows(files.train)
+    if files.valid is not None:
+        return rows, read_rows(files.valid)
+    return split(rows, spec.data.valid_fraction, spec.seed)
+
+
+def _tell(name: str, rows: TokenRows, max_length: int, reporter: Reporter) -> None:
+    """A line for each kind of row that is not used as it is."""
+    if rows.cut:
+        reporter.log(f"{rows.cut} {name} rows are longer than {max_length} tokens and were cut", "warning")
+    if rows.dropped:
+        text = (
+            f"{rows.dropped} {name} rows were left out: nothing to learn in their first {max_length} tokens"
+        )
+        reporter.log(text, "warning")
+    if rows.unrendered:
+        text = f"{rows.unrendered} {name} rows were left out: their assistant turns cannot be told apart"
+        reporter.log(f"{text} ({rows.first_problem})", "warning")
+
+
+def _check_usable(name: str, rows: TokenRows, max_length: int) -> None:
+    if rows.rows:
+        return
+    reasons = []
+    if rows.dropped:
+        reasons.append(
+            f"{rows.dropped} have nothing to learn in their first {max_length} tokens (`max_length`)"
+        )
+    if rows.unrendered:
+        reasons.append(f"{rows.unrendered} cannot be rendered ({rows.first_problem})")
+    raise JobError(FailureClass.DATA, f"no {name} row can be used: {' and '.join(reasons)}")
+
+
+def _check_vocabulary(rows: TokenRows, base: Base) -> None:
+    """MLX reads whatever lies in memory for a token beyond the embedding, and says nothing."""
+    largest = max(int(row.tokens.max()) for row in rows.rows)
+    if base.vocabulary is not None and largest >= base.vocabulary:
+        text = f"the tokenizer makes token {largest}, but the model knows only {base.vocabulary} tokens"
+        raise JobError(FailureClass.CONFIG, text)

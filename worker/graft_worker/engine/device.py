@@ -1,0 +1,115 @@
+"""What MLX runs on, how much memory it may use, and how it says that there was not enough."""
+
+from __future__ import annotations
+
+import gc
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import mlx.core as mx
+
+from graft_scheduler.states import FailureClass
+from graft_worker.link import JobError
+
+CACHE_SHARE = 10
+"""MLX may keep one part in this many of its budget as freed buffers, which its peak leaves out."""
+MIN_CACHE_BYTES = 64 << 20
+MAX_CPU_TOKENS = 256
+"""Computed at once on the CPU: a small model needs a second for them, and a stop must wait as long."""
+
+OUT_OF_MEMORY_WORDS = (
+    "insufficient memory",
+    "out of memory",
+    "unable to allocate",
+    "attempting to allocate",
+    "std::bad_alloc",
+)
+"""From the exceptions of MLX's Metal, CUDA and CPU allocators."""
+
+
+def is_gpu() -> bool:
+    """Whether MLX computes on Metal or CUDA."""
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def device_name() -> str:
+    """The chip's name as MLX knows it, with the kind of device."""
+    name = mx.device_info().get("device_name", "unknown")
+    return f"{name} ({'gpu' if is_gpu() else 'cpu'})"
+
+
+def versions() -> dict[str, str]:
+    """What a result has to be read with."""
+    return {"mlx": version("mlx"), "mlx-lm": version("mlx-lm"), "python": platform.python_version()}
+
+
+def tokens_at_once(asked: int) -> int:
+    """How many padded tokens to compute at once here when a job allows `asked`."""
+    return asked if is_gpu() else min(asked, MAX_CPU_TOKENS)
+
+
+def active_bytes() -> int:
+    """What MLX's arrays take now."""
+    return mx.get_active_memory()
+
+
+def peak_bytes() -> int:
+    """The most that MLX's arrays took since `prepared` began."""
+    return mx.get_peak_memory()
+
+
+@contextmanager
+def prepared(budget_bytes: int | None) -> Iterator[None]:
+    """MLX set up for one job, and as it was before afterwards, with the memory given back.
+
+    Raises:
+        JobError: MLX ran out of memory; class `memory`.
+    """
+    limits = _set_limits(budget_bytes)
+    # On the CPU, MLX compiles by running a C++ compiler: 13 s for a small model's first step, and no gain.
+    if not is_gpu():
+        mx.disable_compile()
+    mx.reset_peak_memory()
+    try:
+        with _memory_errors():
+            yield
+    finally:
+        if not is_gpu():
+            mx.enable_compile()
+        _restore_limits(limits)
+        gc.collect()
+        mx.clear_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether MLX failed for want of memory: it has no exception of its own for that."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in OUT_OF_MEMORY_WORDS)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        peak = mx.get_peak_memory() >> 20
+        raise JobError(FailureClass.MEMORY, f"MLX ran out of memory at {peak} MiB: {error}") from error
+
+
+def _set_limits(budget_bytes: int | None) -> tuple[int, int] | None:
+    if budget_bytes is None:
+        return None
+    cache_bytes = max(MIN_CACHE_BYTES, budget_bytes // CACHE_SHARE)
+    return mx.set_memory_limit(budget_bytes), mx.set_cache_limit(cache_bytes)
+
+
+def _restore_limits(limits: tuple[int, int] | None) -> None:
+    if limits is not None:
+        mx.set_memory_limit(limits[0])
+        mx.set_cache_limit(limits[1])

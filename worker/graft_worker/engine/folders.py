@@ -1,0 +1,43 @@
+"""Folders that exist whole or not at all, whenever the process or the power dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+PARTIAL_PREFIX = ".partial-"
+
+
+def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder aside, sync it, and rename it to `folder`, replacing what is there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.parent / f"{PARTIAL_PREFIX}{folder.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    write(aside)
+    for path in aside.iterdir():
+        _sync(path)
+    _sync(aside)
+    replaced = folder.parent / f"{PARTIAL_PREFIX}replaced-{folder.name}"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    aside.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_partial(parent: Path) -> None:
+    """Remove what an interrupted `write_whole` left in `parent`."""
+    for path in parent.glob(f"{PARTIAL_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,132 @@
+"""The base model and its tokenizer, from a folder or the hub, in the dtype the job computes in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
+from mlx import nn
+from mlx.utils import tree_flatten
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import load_model, load_tokenizer
+
+from graft_scheduler.jobs import ModelRef, Precision
+from graft_scheduler.states import FailureClass
+from graft_worker.engine.device import is_gpu, is_out_of_memory
+from graft_worker.link import JobError
+
+HUB_PATTERNS = ("*.json", "model*.safetensors", "*.py", "*.model", "*.tiktoken", "*.txt", "*.jinja")
+DTYPES = {
+    Precision.FLOAT32: mx.float32,
+    Precision.BFLOAT16: mx.bfloat16,
+    Precision.FLOAT16: mx.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A loaded base model, frozen."""
+
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    config: dict[str, Any]
+    folder: Path
+    dtype: str
+    """Of its activations, as MLX names it."""
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Rows of its embedding, if its config tells."""
+        text_config = self.config.get("text_config", {})
+        size = self.config.get("vocab_size", text_config.get("vocab_size"))
+        return int(size) if size is not None else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells models of different shapes apart."""
+        text = json.dumps(self.config, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_base(ref: ModelRef, folder: Path | None, precision: Precision) -> Base:
+    """The model in `folder`, or the one that `ref` names on the hub, ready to be adapted.
+
+    Raises:
+        JobError: it does not exist, cannot be read, or may not be run; class `config`, or
+            `store` when the hub does not answer.
+    """
+    path = folder or find_model(ref)
+    _check_folder(path)
+    try:
+        model, config = load_model(path, lazy=True, trust_remote_code=ref.trust_remote_code)
+        tokenizer = load_tokenizer(
+            path, {"trust_remote_code": ref.trust_remote_code}, eos_token_ids=config.get("eos_token_id")
+        )
+        dtype = _cast(model, precision)
+        mx.eval(model.parameters())
+    except Exception as error:  # model files are foreign: whatever they raise is about them
+        if is_out_of_memory(error):
+            raise
+        raise JobError(FailureClass.CONFIG, f"the model {ref.source} cannot be loaded: {error}") from error
+    model.freeze()
+    return Base(model, tokenizer, config, path, dtype)
+
+
+def find_model(ref: ModelRef) -> Path:
+    """The folder of the model: the one that `ref` names here, else a snapshot of the hub.
+
+    Raises:
+        JobError: neither exists (class `config`), or the hub does not answer (class `store`).
+    """
+    local = Path(ref.source).expanduser()
+    if local.is_dir():
+        return local
+    try:
+        return Path(snapshot_download(ref.source, revision=ref.revision, allow_patterns=list(HUB_PATTERNS)))
+    except HFValidationError as error:
+        raise JobError(FailureClass.CONFIG, f"the model folder {ref.source} does not exist") from error
+    except LocalEntryNotFoundError as error:
+        text = f"{ref.source} is no folder here, and the hub that might have it does not answer"
+        raise JobError(FailureClass.STORE, text) from error
+    except HfHubHTTPError as error:
+        text = f"{ref.source} is no folder here, and the hub refuses it: {_first_line(error)}"
+        raise JobError(FailureClass.CONFIG, text) from error
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise JobError(FailureClass.CONFIG, f"the model folder {path} has no config.json")
+
+
+def _cast(model: nn.Module, precision: Precision) -> str:
+    """Set the dtype of the unquantised weights and scales; the name of the one that holds."""
+    if precision is Precision.AUTO and is_gpu():
+        return _dtype_name(_own_dtype(model))
+    dtype = DTYPES.get(precision, mx.float32)
+    model.set_dtype(dtype)
+    return _dtype_name(dtype)
+
+
+def _own_dtype(model: nn.Module) -> mx.Dtype:
+    """The dtype of the final norm or the like: the last floating array of the model."""
+    arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    floating = [array.dtype for array in arrays.values() if mx.issubdtype(array.dtype, mx.floating)]
+    return floating[-1] if floating else mx.float32
+
+
+def _dtype_name(dtype: mx.Dtype) -> str:
+    return str(dtype).rsplit(".", 1)[-1]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
