@@ -1,0 +1,178 @@
+"""All that is known of a job, laid out for reading."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from graft_cli.amounts import age, duration, perplexity, rate, size
+from graft_cli.failures import remedy
+from graft_cli.output import out
+from graft_cli.progress import figures, position
+
+if TYPE_CHECKING:
+    from graft_scheduler.jobs import CountJob, TrainJob
+    from graft_scheduler.messages import TrainResult
+    from graft_scheduler.records import Event, JobRecord
+
+REPEATED = frozenset({"phase", "evaluated", "checkpoint"})
+TOLD_ELSEWHERE = frozenset({"token", "jobs", "hosts", "facts", "versions"})
+"""In an event's data, but on the screen already, or too long for it; `--json` has them."""
+EMPTY: tuple[Any, ...] = (None, "", 0, {}, [])
+DIGEST_LETTERS = 15
+
+
+def describe(record: JobRecord, events: Sequence[Event]) -> None:
+    """Print the job, its settings, its memory, its outcome and its history."""
+    out.pairs(f"Job {record.id}", _job(record))
+    out.pairs("Settings", _settings(record.spec))
+    out.pairs("Memory", _memory(record))
+    if record.result:
+        out.pairs("Result", _result(record.result))
+    if record.failure:
+        out.pairs("Failure", _failure(record))
+    out.pairs("History", history(events, record.submitted_at))
+    _hint(record)
+
+
+def _job(record: JobRecord) -> list[tuple[str, str]]:
+    now = time.time()
+    return [
+        ("name", record.spec.name or ""),
+        ("kind", record.spec.kind),
+        ("state", record.state.shown),
+        ("host", record.host_name or ""),
+        ("progress", _progress(record)),
+        ("submitted", f"{age(now - record.submitted_at)} by {record.spec.submitter}"),
+        ("took", _took(record)),
+        ("attempts", _attempts(record)),
+        ("labels", ", ".join(f"{name}={value}" for name, value in record.spec.labels.items())),
+        ("adapter", record.adapter or ""),
+    ]
+
+
+def _progress(record: JobRecord) -> str:
+    if record.progress is None or record.state.is_terminal:
+        return ""
+    now = record.progress
+    return ", ".join(part for part in (now.phase.value, position(now), *figures(now)) if part)
+
+
+def _took(record: JobRecord) -> str:
+    if record.started_at is None:
+        return ""
+    waited = f"waited {duration(record.started_at - record.queued_at)}"
+    end = record.finished_at or time.time()
+    return f"{duration(end - record.started_at)}, {waited}"
+
+
+def _attempts(record: JobRecord) -> str:
+    if not record.token:
+        return ""
+    counts = [(record.charged, "failed"), (record.lost, "lost with a host")]
+    told = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f"{record.token} ({told})" if told else str(record.token)
+
+
+def _settings(spec: TrainJob | CountJob) -> list[tuple[str, str]]:
+    if spec.kind == "count":
+        return [("steps", str(spec.steps)), ("step seconds", f"{spec.step_seconds:g}")]
+    length = f"{spec.steps} steps" if spec.steps else f"{spec.epochs or 1:g} epochs"
+    layers = f"the last {spec.adapter.layers} layers" if spec.adapter.layers else "all layers"
+    return [
+        ("model", spec.model.source),
+        ("data", spec.data.source),
+        (
+            "method",
+            f"{spec.method.value}, rank {spec.adapter.rank}, scale {spec.adapter.multiplier:g}, {layers}",
+        ),
+        ("learning rate", f"{spec.optimizer.learning_rate:g} ({spec.optimizer.name}, {spec.schedule.name})"),
+        ("length", f"{length}, batches of {spec.batch_size}, rows of at most {spec.max_length} tokens"),
+        ("seed", str(spec.seed)),
+        ("priority", str(spec.priority)),
+    ]
+
+
+def _memory(record: JobRecord) -> list[tuple[str, str]]:
+    measured = record.result.peak_memory_bytes if record.result else None
+    if measured is None and record.progress:
+        measured = record.progress.peak_bytes
+    return [
+        (
+            "estimated",
+            ", ".join(f"{size(peak)} on {kind}" for kind, peak in (record.estimates or {}).items()),
+        ),
+        ("reserved", size(record.reserved_bytes) if record.reserved_bytes else ""),
+        ("measured", f"{size(measured)} at the peak" if measured else ""),
+    ]
+
+
+def _result(result: TrainResult) -> list[tuple[str, str]]:
+    return [
+        ("steps", str(result.steps)),
+        ("loss before", _loss(result.initial_loss)),
+        ("loss after", _loss(result.final_loss)),
+        (
+            "best loss",
+            f"{result.best_loss:.4f} at step {result.best_step}" if result.best_loss is not None else "",
+        ),
+        ("training", duration(result.training_seconds)),
+        ("speed", rate(result.tokens_per_second) if result.tokens_per_second else ""),
+    ]
+
+
+def _loss(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.4f} (validation; perplexity {perplexity(loss)})"
+
+
+def _failure(record: JobRecord) -> list[tuple[str, str]]:
+    assert record.failure is not None
+    return [
+        ("class", record.failure.failure.value),
+        ("what", record.failure.text),
+        ("where", record.failure.host_name or ""),
+        ("remedy", remedy(record) if record.state == "failed" else ""),
+    ]
+
+
+def history(events: Sequence[Event], start: float) -> list[tuple[str, str]]:
+    """When what happened; of what repeats, only the last of each attempt is told, with its number."""
+    counts = Counter((event.name, event.token) for event in events)
+    seen: Counter[tuple[str, int | None]] = Counter()
+    told = []
+    for event in events:
+        what = (event.name, event.token)
+        seen[what] += 1
+        if event.name in REPEATED and seen[what] < counts[what]:
+            continue
+        times = f"{counts[what]} times, last: " if event.name in REPEATED and counts[what] > 1 else ""
+        told.append((f"+{duration(event.at - start)}", _event(event, times)))
+    return told
+
+
+def _event(event: Event, times: str) -> str:
+    attempt = f"(attempt {event.token})" if event.token else ""
+    known = {name: value for name, value in event.data.items() if name not in TOLD_ELSEWHERE}
+    data = " ".join(f"{name}={_short(value)}" for name, value in known.items() if value not in EMPTY)
+    return " ".join(part for part in (event.name, attempt, times + data) if part)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return text[:DIGEST_LETTERS] + "…" if text.startswith("sha256:") else text
+
+
+def _hint(record: JobRecord) -> None:
+    match record.state.value:
+        case "completed" if record.adapter:
+            out.hint(f"`graft pull {record.id}` brings the adapter")
+        case "queued":
+            out.hint(f"`graft why {record.id}` says what it waits for")
+        case "running":
+            out.hint(f"`graft logs -f {record.id}` follows it")
+        case _:
+            out.hint(f"`graft logs {record.id}` has its log")
