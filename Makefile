@@ -1,0 +1,52 @@
+# `make demo` and `make test` need Python 3.11 or later, make and a C++ compiler; nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Loaded before tests where the machine has it: MLX's Linux wheel multiplies matrices without a fast BLAS.
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test check check-fast format lint types imports coverage soak clean install
+
+demo: install
+	$(BIN)/graft demo
+
+test: install
+	$(PYTEST)
+
+# Format, lint, types, import arrows, then the tests.
+check: lint types imports test
+
+# Without what starts processes: under a minute.
+check-fast: lint types imports
+	$(PYTEST) -m "not processes"
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports
+
+coverage: install
+	$(PYTEST) --cov --cov-report=term:skip-covered
+
+# The long chaos run; SOAK_JOBS and SOAK_SEED change it.
+soak: install
+	$(PYTEST) -m soak --timeout=7200 -s tests/acceptance/test_chaos.py
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
