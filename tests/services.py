@@ -184,6 +184,10 @@ class Fleet:
     def start_worker(self, name: str = "one", *arguments: str) -> Service:
         return self._start(f"worker-{name}", ["-m", "graft_worker", "worker", "--name", name, *arguments])
 
+    def start_flower(self, port: int, password: str) -> Service:
+        secrets = {"GRAFT_FLOWER_PORT": str(port), "GRAFT_FLOWER_PASSWORD": password}
+        return self._start("flower", ["-m", "graft_scheduler.flower_command"], secrets)
+
     def wait_for_hosts(self, count: int) -> None:
         client = self.client()
         eventually(lambda: sum(host.is_alive for host in client.hosts()) >= count, what=f"{count} hosts")
@@ -211,11 +215,11 @@ class Fleet:
             return str(self.folder) in process.environ().get("TEST_FLEET", "")
         return False
 
-    def _start(self, name: str, arguments: list[str]) -> Service:
+    def _start(self, name: str, arguments: list[str], extra: dict[str, str] | None = None) -> Service:
         logs = self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         path = logs / f"{name}.log"
-        environment = {**self.environment, "TEST_FLEET": str(self.folder)}
+        environment = {**self.environment, "TEST_FLEET": str(self.folder), **(extra or {})}
         with path.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *arguments], env=environment, stdout=log, stderr=log, start_new_session=True
