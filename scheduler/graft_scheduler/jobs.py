@@ -53,7 +53,7 @@ class DataFormat(StrEnum):
     CHAT = "chat"
     """`{"messages": [{"role": ..., "content": ...}, ...]}`"""
     COMPLETION = "completion"
-    """`{"prompt": ..., "completion": ...}`"""
+    """`{"prompt": ..., "completion": ...}`: a chat of one turn where the model has a chat template."""
     TEXT = "text"
     """`{"text": ...}`"""
 

@@ -124,7 +124,20 @@ def test_chats_need_a_chat_template(make: Callable[..., TokenizerWrapper]) -> No
     assert refusal.value.failure is FailureClass.CONFIG
 
 
-def test_a_completion_and_its_end_are_learned_but_not_its_prompt(tokenizer: TokenizerWrapper) -> None:
+def test_a_completion_is_the_answer_of_a_chat(tokenizer: TokenizerWrapper) -> None:
+    row = {"prompt": "one: ", "completion": "1"}
+    turns = chat(("user", "one: "), ("assistant", "1"))
+
+    as_completion = read(tokenizer, [row], DataFormat.COMPLETION).rows
+
+    assert digest(as_completion) == digest(read(tokenizer, [turns], DataFormat.CHAT).rows)
+    assert learned(tokenizer, as_completion[0]) == "1</s>"
+
+
+def test_without_a_template_a_completion_and_its_end_are_learned_but_not_its_prompt(
+    make: Callable[..., TokenizerWrapper],
+) -> None:
+    tokenizer = make(chat_template=None)
     row = {"prompt": "one: ", "completion": "1"}
 
     masked = read(tokenizer, [row], DataFormat.COMPLETION).rows[0]
@@ -155,7 +168,7 @@ def test_long_rows_are_cut_and_rows_with_nothing_left_to_learn_dropped(tokenizer
         {"prompt": "p" * 30, "completion": "c"},
     ]
 
-    tokens = read(tokenizer, rows, DataFormat.COMPLETION, max_length=10)
+    tokens = read(tokenizer, rows, DataFormat.COMPLETION, max_length=13)
 
     assert (len(tokens.rows), tokens.cut, tokens.dropped) == (2, 1, 1)
     assert [learned(tokenizer, row) for row in tokens.rows] == ["ccc</s>", "c" * 6]

@@ -188,12 +188,12 @@ def test_rows_that_are_cut_or_left_out_are_told(
     write_rows(tmp_path / "valid.jsonl", rows[:1])
     link = RecordingLink()
 
-    done = train(make_start(make_job(steps=1, max_length=10, data=str(tmp_path))), link)
+    done = train(make_start(make_job(steps=1, max_length=13, data=str(tmp_path))), link)
 
     lines = [message.text for message in link.of(Log) if message.level == "warning"]
     assert lines == [
-        "1 training rows are longer than 10 tokens and were cut",
-        "1 training rows were left out: nothing to learn in their first 10 tokens",
+        "1 training rows are longer than 13 tokens and were cut",
+        "1 training rows were left out: nothing to learn in their first 13 tokens",
     ]
     assert done.result is not None
     assert done.result.facts["rows"]["train"] == {"used": 2, "cut": 1, "dropped": 1, "unrendered": 0}

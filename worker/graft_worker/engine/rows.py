@@ -115,7 +115,13 @@ def encode_chat(tokenizer: TokenizerWrapper, fields: Mapping[str, Any], mask_pro
 
 
 def encode_completion(tokenizer: TokenizerWrapper, fields: Mapping[str, Any], mask_prompt: bool) -> Encoded:
-    """A prompt and what follows it, joined as tokens: the prompt reads as it will in use."""
+    """A prompt and what follows it, as they will be in use: question and answer of a chat where the
+    model has a template (mlx-lm does the same), otherwise joined as tokens.
+    """
+    if tokenizer.has_chat_template:
+        turns = [("user", fields["prompt"]), ("assistant", fields["completion"])]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return encode_chat(tokenizer, {"messages": messages}, mask_prompt)
     prompt = tokenizer.encode(fields["prompt"])
     answer = _with_end(tokenizer, tokenizer.encode(fields["completion"], add_special_tokens=False))
     return [*prompt, *answer], [not mask_prompt] * len(prompt) + [True] * len(answer)
