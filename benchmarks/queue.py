@@ -17,6 +17,7 @@ import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -127,7 +128,7 @@ def listing(client: Client, jobs: int) -> float:
     pipeline = client._redis.pipeline()
     template = client.submit(CountJob(steps=1, step_seconds=0))
     template.wait(60)
-    fields = client._redis.hgetall(keys.job(template.id))
+    fields: Any = client._redis.hgetall(keys.job(template.id))
     for number in range(jobs):
         pipeline.hset(keys.job(JobId(f"old{number}")), mapping=fields)
         pipeline.zadd(keys.JOBS, {f"old{number}": number})

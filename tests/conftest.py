@@ -63,7 +63,8 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 
 def leaked_keys(client: Redis) -> list[str]:
     """Keys that would stay for ever without being wanted."""
-    return [key for key in client.keys(keys.PREFIX + "*") if not _may_stay(client, str(key))]
+    found = [str(key) for key in client.keys(keys.PREFIX + "*")]
+    return [key for key in found if not _may_stay(client, key)]
 
 
 def _may_stay(client: Redis, key: str) -> bool:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from redis import Redis
 
 from graft_scheduler import keys
 from graft_scheduler.placement import HostRoom, PendingJob
 from graft_scheduler.records import HostInfo, HostRecord
 from graft_scheduler.states import HostId, JobId
+
+logger = logging.getLogger(__name__)
 
 PAGE = 500
 """Queued jobs read at once."""
@@ -47,9 +51,9 @@ def read_hosts(redis: Redis, alive_seconds: float) -> list[HostRecord]:
     (seconds, _), committed, *hashes = pipeline.execute()
     held = parse_commitments(committed)
     hosts = [
-        _host(fields, at / 1000, float(seconds), alive_seconds, held)
+        _host(fields, info, at / 1000, float(seconds), alive_seconds, held)
         for (_, at), fields in zip(seen, hashes, strict=True)
-        if fields.get("info")
+        if (info := _host_info(fields)) is not None
     ]
     return sorted(hosts, key=lambda host: (host.info.name, host.info.id))
 
@@ -121,10 +125,23 @@ def read_pending_jobs(redis: Redis, ids: Sequence[JobId]) -> list[PendingJob]:
     ]
 
 
+def _host_info(fields: Mapping[str, str]) -> HostInfo | None:
+    """What the host said of itself; nothing when it speaks another version of Graft's words."""
+    try:
+        return HostInfo.model_validate_json(fields.get("info", ""))
+    except ValidationError as error:
+        logger.warning("host %s is left out: %s", fields.get("name"), error)
+        return None
+
+
 def _host(
-    fields: Mapping[str, str], seen_at: float, now: float, alive_seconds: float, held: Sequence[Commitment]
+    fields: Mapping[str, str],
+    info: HostInfo,
+    seen_at: float,
+    now: float,
+    alive_seconds: float,
+    held: Sequence[Commitment],
 ) -> HostRecord:
-    info = HostInfo.model_validate_json(fields["info"])
     mine = [one for one in held if one.host == info.id]
     return HostRecord(
         info=info,

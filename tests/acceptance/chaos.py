@@ -139,7 +139,7 @@ def read(client: Client, jobs: Sequence[str]) -> list[JobRecord]:
     return [by_id[JobId(job)] for job in jobs]
 
 
-def check_outcomes(fleet: Fleet, client: Client, records: Sequence[JobRecord], cancelled: set[str]) -> None:
+def check_outcomes(fleet: Fleet, client: Client, records: Sequence[JobRecord], cancelled: set[JobId]) -> None:
     """None lost, none committed twice, no token run twice, every result there."""
     store = open_store((fleet.folder / "store").as_uri())
     for record in records:

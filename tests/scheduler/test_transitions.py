@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -70,11 +71,13 @@ def run(transitions: Transitions, job: str = JOB, host: str = HOST) -> Token:
 
 
 def record(redis: Redis, job: str = JOB) -> JobRecord:
-    return JobRecord.parse(JobId(job), redis.hgetall(keys.job(JobId(job))))
+    fields: Any = redis.hgetall(keys.job(JobId(job)))
+    return JobRecord.parse(JobId(job), fields)
 
 
 def event_names(redis: Redis, job: str = JOB) -> list[str]:
-    return [fields["name"] for _, fields in redis.xrange(keys.job_events(JobId(job)))]
+    entries: Any = redis.xrange(keys.job_events(JobId(job)))
+    return [fields["name"] for _, fields in entries]
 
 
 def end_lease(redis: Redis, job: str = JOB) -> None:
@@ -315,7 +318,8 @@ def test_a_report_is_written_whole(transitions: Transitions, redis: Redis) -> No
     assert now.progress is not None
     assert (now.progress.step, now.resume) == (3, resume)
     assert event_names(redis)[-1] == "checkpoint"
-    assert [fields["line"] for _, fields in redis.xrange(keys.job_log(JOB))] == ["a line", "ä"]
+    lines: Any = redis.xrange(keys.job_log(JOB))
+    assert [fields["line"] for _, fields in lines] == ["a line", "ä"]
 
 
 def test_finishing_twice_is_finishing_once(transitions: Transitions, redis: Redis) -> None:

@@ -7,8 +7,10 @@ import hashlib
 import platform
 import re
 import secrets
+import shutil
 import socket
 import subprocess
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ from graft_scheduler.records import HostInfo
 from graft_scheduler.settings import Settings
 from graft_scheduler.states import HostId, JobId, Token
 from graft_worker.probe import Device
+
+ATTEMPT_DAYS = 7
+"""How long an attempt's folder stays after its last write; an ended one holds little but its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,14 @@ class HostFolder:
         folders = [path for path in (self.root / "jobs" / job).glob("*") if path.name.isdigit()]
         older = [path for path in folders if int(path.name) < token]
         return sorted(older, key=lambda path: int(path.name), reverse=True)
+
+    def forget_old_attempts(self) -> None:
+        """Remove the folders of jobs that nothing has been written to for a week."""
+        oldest = time.time() - ATTEMPT_DAYS * 86_400
+        for folder in (self.root / "jobs").glob("*"):
+            touched = max((path.stat().st_mtime for path in folder.rglob("*")), default=0.0)
+            if touched < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def host_id(self) -> HostId:
         """The id that this worker keeps for life."""

@@ -48,6 +48,7 @@ def serve(settings: Settings) -> int:
 
 def _prepare(settings: Settings, redis: Redis) -> Worker:
     folder = open_folder(settings)
+    folder.forget_old_attempts()
     store = open_store(settings.store_url)
     device = probe()
     if device.error is not None:

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 RECEIVE_SECONDS = 0.1
 RETRY_SECONDS = 1.0
 """Between two tries to write an outcome while Redis is away."""
+LEAVE_SECONDS = 5.0
+"""How long a worker that was told to stop waits for a Redis that is away."""
 KILLED_FOR_MEMORY = {signal.SIGKILL, signal.SIGABRT}
 """How a process ends for lack of memory when nobody says so (facts of MLX on Metal and of the system)."""
 
@@ -108,8 +110,12 @@ class Attempt:
             return self._failed(FailureClass.HOST, f"the host's disk or system failed: {error}")
 
     def commit(self, ending: Ending) -> Ended:
-        """Write the outcome, however long Redis is away, for as long as an outage may last."""
-        deadline = time.monotonic() + self._worker.settings.outage_seconds
+        """Write the outcome, for as long as Redis may be away; a worker that leaves waits less.
+
+        What could not be written is not lost: the lease runs out, or the next attempt on this host
+        finds what was done.
+        """
+        started_at = time.monotonic()
         while True:
             self._keeper.check()
             try:
@@ -119,7 +125,9 @@ class Attempt:
                 )
                 return Ended(state, ending)
             except RedisError:
-                if time.monotonic() > deadline:
+                leaves = self._worker.leaves.is_set()
+                patience = LEAVE_SECONDS if leaves else self._worker.settings.outage_seconds
+                if time.monotonic() - started_at > patience:
                     raise
                 time.sleep(RETRY_SECONDS)
 
