@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 CONTROL_QUEUE = "graft.idle"
 """Default queue; nothing is sent to it."""
+NO_WORKER = "nobody@graft"
+"""In whose name events of waiting jobs are sent: Celery wants one for each."""
+LONG_AGO = 1.0
+"""When that one went offline, so that Flower does not list it."""
 
 
 def make_app(redis_url: str) -> Celery:
@@ -56,6 +60,11 @@ def make_app(redis_url: str) -> Celery:
     return app
 
 
+def node_name(host_name: str, host_id: HostId) -> str:
+    """Celery's name for a worker."""
+    return f"{host_name}@{host_id}"
+
+
 def task_id(job_id: JobId, token: int) -> str:
     """Celery's name for one attempt."""
     return f"{job_id}-{token}"
@@ -87,30 +96,34 @@ class Broker:
 
     def announce_waiting(self, jobs: Iterable[tuple[JobId, int, str, str]]) -> None:
         """Let Flower list `(job, last token, kind, person)` as pending under the attempt to come."""
-        self._send("task-sent", [_waiting(job, token + 1, kind, who) for job, token, kind, who in jobs])
+        events = [("task-sent", _waiting(job, token + 1, kind, who)) for job, token, kind, who in jobs]
+        self._send(NO_WORKER, events)
 
-    def announce_revoked(self, job_id: JobId, token: int) -> None:
+    def announce_revoked(self, job_id: JobId, token: int, worker: str = NO_WORKER) -> None:
         """Let Flower show an attempt as revoked: it was cancelled before, or stopped while, it ran."""
         of_attempt = {"uuid": task_id(job_id, token), "terminated": False, "signum": None, "expired": False}
-        self._send("task-revoked", [of_attempt])
+        self._send(worker, [("task-revoked", of_attempt)])
 
-    def announce_failed(self, job_id: JobId, token: int, reason: str) -> None:
+    def announce_failed(self, job_id: JobId, token: int, reason: str, worker: str) -> None:
         """Let Flower show an attempt as failed when its worker can no longer say so."""
         of_attempt = {"uuid": task_id(job_id, token), "exception": reason, "traceback": ""}
-        self._send("task-failed", [of_attempt])
+        self._send(worker, [("task-failed", of_attempt)])
 
-    def _send(self, event: str, attempts: list[dict[str, Any]]) -> None:
-        if not attempts:
+    def _send(self, worker: str, events: list[tuple[str, dict[str, Any]]]) -> None:
+        """Send events in the name of a worker; the one that stands for none is said to be offline."""
+        if not events:
             return
+        if worker == NO_WORKER:
+            events = [*events, ("worker-offline", {"timestamp": LONG_AGO})]
         try:
             with (
                 self._app.connection_for_write() as connection,
-                self._app.events.Dispatcher(connection, hostname="graft") as dispatcher,
+                self._app.events.Dispatcher(connection, hostname=worker) as dispatcher,
             ):
-                for fields in attempts:
-                    dispatcher.send(event, **fields)
+                for name, fields in events:
+                    dispatcher.send(name, **fields)
         except (OperationalError, RedisError, OSError) as error:
-            logger.warning("no %s event for %d attempts: %s", event, len(attempts), error)
+            logger.warning("%d events for Flower were not sent: %s", len(events), error)
 
 
 def _waiting(job_id: JobId, token: int, kind: str, person: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ INSPECT_MS = 10_000
 """How long Flower waits for workers to answer."""
 MAX_TASKS = 100_000
 """Attempts that Flower remembers."""
+OFFLINE_SECONDS = 86_400
+"""How long Flower lists a worker that has left; one without a heartbeat, which is none, not at all."""
 
 
 def main() -> int:
@@ -83,6 +85,7 @@ def arguments(settings: Settings, folder: Path) -> list[str]:
         "--state_save_interval=60000",
         f"--inspect_timeout={INSPECT_MS}",
         f"--max_tasks={MAX_TASKS}",
+        f"--purge_offline_workers={OFFLINE_SECONDS}",
         "--tasks_columns=name,uuid,state,args,received,started,runtime,worker",
         "--logging=warning",
     ]

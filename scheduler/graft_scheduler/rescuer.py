@@ -9,7 +9,8 @@ from typing import Any
 from redis import Redis
 
 from graft_scheduler import fleet, keys
-from graft_scheduler.broker import Broker
+from graft_scheduler.broker import Broker, node_name
+from graft_scheduler.records import Assignment
 from graft_scheduler.states import HostId, JobId, JobState
 from graft_scheduler.transitions import HOST_TTL_SECONDS, Transitions
 
@@ -61,13 +62,14 @@ def forget_old(redis: Redis) -> None:
 def _expire(
     redis: Redis, transitions: Transitions, broker: Broker, job_id: JobId, restarted_boot: str = ""
 ) -> None:
-    fields: Any = redis.hmget(keys.job(job_id), "host", "token", "state")
-    host, token, before = fields
+    fields: Any = redis.hmget(keys.job(job_id), "host", "token", "state", "assignment")
+    host, token, before, assignment = fields
     state = transitions.expire(job_id, HostId(host or ""), restarted_boot)
     if state is None:
         return
     why = "not claimed in time" if before == JobState.PLACED else "its host was lost"
     logger.info("job %s, attempt %s: %s; now %s", job_id, token, why, state)
-    broker.announce_failed(job_id, int(token), why)
+    name = Assignment.model_validate_json(assignment).host_name
+    broker.announce_failed(job_id, int(token), why, node_name(name, HostId(host)))
     if state is JobState.QUEUED:
         announce_waiting(redis, broker, [job_id])

@@ -106,6 +106,8 @@ def test_a_job_is_pending_from_its_submission_and_then_what_became_of_it(
     assert shown[f"{done}-1"]["name"] == "graft.count"
     assert shown[f"{done}-1"]["worker"].startswith("one@")
     assert "`fail_at` is 1" in shown[f"{failing}-1"]["exception"]
+    assert shown[f"{stopped}-1"]["worker"].startswith("one@")
+    assert "nobody" not in flower.get("/workers")
 
 
 def test_an_attempt_whose_host_was_lost_is_failed_and_the_next_one_pending(

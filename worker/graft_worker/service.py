@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from graft_scheduler import keys, rescuer
-from graft_scheduler.broker import Broker, make_app
+from graft_scheduler.broker import Broker, make_app, node_name
 from graft_scheduler.redis_connection import SOCKET_SECONDS, connect, reachable
 from graft_scheduler.settings import Settings, hide_password
 from graft_scheduler.store import open_store
@@ -83,7 +83,7 @@ def _serve_queue(app: Any, worker: Worker) -> int:
         pool="threads",
         concurrency=worker.settings.slots,
         queues=[keys.host_queue(worker.info.id)],
-        hostname=f"{worker.info.name}@{worker.info.id}",
+        hostname=node_name(worker.info.name, worker.info.id),
         without_gossip=True,
         without_mingle=True,
         loglevel="INFO",

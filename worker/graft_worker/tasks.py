@@ -52,7 +52,7 @@ def _tell(task: Task[Any, Any], broker: Broker, job_id: str, token: int, person:
         case JobState.COMPLETED:
             return
         case JobState.CANCELLED:
-            broker.announce_revoked(JobId(job_id), token)
+            broker.announce_revoked(JobId(job_id), token, str(task.request.hostname))
             raise Ignore
         case _ if ended.ending.failure is not None:
             why = ended.ending.failure
