@@ -16,6 +16,8 @@ import time
 from pydantic import BaseModel
 
 MAX_FRAME_BYTES = 16 << 20
+MAX_OUTBOUND_BYTES = 1 << 20
+"""Kept for an end that does not read; more than any honest one lets pile up."""
 _LENGTH = struct.Struct(">I")
 
 
@@ -31,13 +33,17 @@ def sleepless_clock() -> float:
 
 
 class Channel:
-    """One end of the pair. Any thread may send; one thread receives."""
+    """One end of the pair. Any thread may send; one thread receives.
+
+    A supervisor uses `offer`, as no runner may hold it up; a runner uses `send`, and waits.
+    """
 
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(True)
         self._end = end
         self._send_lock = threading.Lock()
         self._buffer = bytearray()
+        self._outbound = bytearray()
 
     def fileno(self) -> int:
         return self._end.fileno()
@@ -51,6 +57,20 @@ class Channel:
         except OSError:
             return False
         return True
+
+    def offer(self, message: BaseModel) -> bool:
+        """As `send` without waiting; false when the other end is gone or has read nothing for long."""
+        body = message.model_dump_json().encode()
+        with self._send_lock:
+            self._outbound += _LENGTH.pack(len(body)) + body
+            try:
+                sent = self._end.send(self._outbound, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return False
+            del self._outbound[:sent]
+            return len(self._outbound) <= MAX_OUTBOUND_BYTES
 
     def receive(self, timeout_seconds: float | None = None) -> bytes | None:
         """The next frame's JSON, or nothing when none came in time.

@@ -180,7 +180,9 @@ class Client(Reader):
 
     def uncordon(self, host: str) -> HostRecord:
         """Trust a host again that failed too many jobs."""
-        return self._change_host(host, {"cordoned": "0", "faulty_jobs": "[]", "missed_claims": "0"})
+        return self._change_host(
+            host, {"cordoned": "0", "faulty_jobs": "[]", "missed_claims": "0", "rests_until": ""}
+        )
 
     def forget_host(self, host: str) -> None:
         """Remove a host that will not come back.
@@ -193,7 +195,7 @@ class Client(Reader):
             raise Conflict(f"host {host} is alive or holds jobs; stop its worker first")
         with self._reached():
             self._redis.zrem(keys.HOSTS, record.info.id)
-            self._redis.delete(keys.host(record.info.id))
+            self._redis.delete(keys.host(record.info.id), keys.host_queue(record.info.id))
 
     def pull(self, job_id: str, destination: Path) -> Path:
         """Fetch the job's adapter into `destination`, which must not exist or be empty.

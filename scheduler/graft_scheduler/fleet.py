@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import StrictInt, TypeAdapter, ValidationError
 from redis import Redis
 
 from graft_scheduler import keys
@@ -22,6 +22,9 @@ PAGE = 500
 """Queued jobs read at once."""
 MAX_PENDING = 5000
 """Queued jobs looked at in one round, oldest first."""
+PENDING_FIELDS = ("estimates", "store_id", "remote_code", "avoid", "not_before")
+
+_ESTIMATES = TypeAdapter(dict[str, StrictInt])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,36 +96,48 @@ def host_rooms(hosts: Sequence[HostRecord]) -> list[HostRoom]:
             is_cordoned=host.is_cordoned,
             allow_remote_code=host.info.allow_remote_code,
             missed_claims=host.missed_claims,
+            rest_seconds=host.rest_seconds,
         )
         for host in hosts
     ]
 
 
 def read_pending(redis: Redis) -> Iterator[list[PendingJob]]:
-    """The queue, page by page, oldest of the most urgent first."""
-    for start in range(0, MAX_PENDING, PAGE):
-        ids: Any = redis.zrange(keys.QUEUE, start, start + PAGE - 1)
-        yield read_pending_jobs(redis, [JobId(job_id) for job_id in ids])
-        if len(ids) < PAGE:
-            return
+    """The head of the queue, page by page, oldest of the most urgent first."""
+    ids: Any = redis.zrange(keys.QUEUE, 0, MAX_PENDING - 1)
+    for start in range(0, len(ids), PAGE):
+        yield read_pending_jobs(redis, [JobId(job_id) for job_id in ids[start : start + PAGE]])
 
 
 def read_pending_jobs(redis: Redis, ids: Sequence[JobId]) -> list[PendingJob]:
-    """These jobs as placement sees them; ids without a record are left out."""
+    """These jobs as placement sees them; those without a record that can be read are left out."""
     pipeline = redis.pipeline(transaction=False)
+    pipeline.time()
     for job_id in ids:
-        pipeline.hmget(keys.job(job_id), "estimates", "store_id", "remote_code", "avoid")
-    return [
-        PendingJob(
-            id=job_id,
-            estimates=json.loads(estimates) if estimates else None,
-            store_id=store_id,
-            needs_remote_code=remote_code == "1",
-            avoid=HostId(avoid) if avoid else None,
-        )
-        for job_id, (estimates, store_id, remote_code, avoid) in zip(ids, pipeline.execute(), strict=True)
-        if store_id is not None
+        pipeline.hmget(keys.job(job_id), *PENDING_FIELDS)
+    (seconds, _), *rows = pipeline.execute()
+    found = [
+        _pending(job_id, dict(zip(PENDING_FIELDS, row, strict=True)), float(seconds))
+        for job_id, row in zip(ids, rows, strict=True)
     ]
+    return [job for job in found if job is not None]
+
+
+def _pending(job_id: JobId, fields: Mapping[str, str | None], now: float) -> PendingJob | None:
+    if fields["store_id"] is None:
+        return None
+    try:
+        return PendingJob(
+            id=job_id,
+            estimates=_ESTIMATES.validate_json(fields["estimates"]) if fields["estimates"] else None,
+            store_id=fields["store_id"],
+            needs_remote_code=fields["remote_code"] == "1",
+            avoid=HostId(fields["avoid"]) if fields["avoid"] else None,
+            pause_seconds=max(0.0, int(fields["not_before"] or 0) / 1000 - now),
+        )
+    except ValueError as error:
+        logger.warning("job %s is left out, its record cannot be understood: %s", job_id, error)
+        return None
 
 
 def _host_info(fields: Mapping[str, str]) -> HostInfo | None:
@@ -151,6 +166,7 @@ def _host(
         is_cordoned=fields.get("cordoned") == "1",
         faults=len(json.loads(fields.get("faulty_jobs") or "[]")),
         missed_claims=int(fields.get("missed_claims") or 0),
+        rest_seconds=max(0.0, float(fields.get("rests_until") or 0) / 1000 - now),
         committed_bytes=sum(one.bytes for one in mine),
         jobs=tuple(one.job for one in mine),
     )

@@ -24,6 +24,8 @@ class PendingJob:
     needs_remote_code: bool = False
     avoid: HostId | None = None
     """Where it was lost last; taken only when nothing else will do."""
+    pause_seconds: float = 0.0
+    """It may not be placed before that; the store failed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class HostRoom:
     is_cordoned: bool = False
     allow_remote_code: bool = False
     missed_claims: int = 0
+    rest_seconds: float = 0.0
+    """It took none of its last placements, and is left alone for so long."""
 
     @property
     def free_bytes(self) -> int:
@@ -108,7 +112,7 @@ def never_fits(job: PendingJob, hosts: Sequence[HostRoom]) -> bool:
 
 
 def _choose(job: PendingJob, rooms: list[HostRoom]) -> HostRoom | None:
-    able = [room for room in rooms if _refusal(job, room) is None]
+    able = [room for room in rooms if _is_able(job, room)]
     return min(able, key=lambda room: _preference(job, room), default=None)
 
 
@@ -138,8 +142,20 @@ def _takes_jobs(host: HostRoom) -> bool:
         host.is_alive
         and not host.is_draining
         and not host.is_cordoned
+        and host.rest_seconds <= 0
         and host.used_slots < host.slots
         and host.free_bytes > 0
+    )
+
+
+def _is_able(job: PendingJob, host: HostRoom) -> bool:
+    """Whether the host can take the job now: as `_refusal`, without the words."""
+    return (
+        _takes_jobs(host)
+        and job.pause_seconds <= 0
+        and reserved_bytes(job, host) <= host.free_bytes
+        and job.store_id == host.store_id
+        and (host.allow_remote_code or not job.needs_remote_code)
     )
 
 
@@ -173,6 +189,10 @@ def _not_now(job: PendingJob, host: HostRoom) -> str | None:
         return "draining: it takes nothing new"
     if host.is_cordoned:
         return f"cordoned after failing jobs; look at it, then `graft hosts uncordon {host.name}`"
+    if host.rest_seconds > 0:
+        return f"it took none of its last {host.missed_claims} jobs; tried again in {host.rest_seconds:.0f} s"
+    if job.pause_seconds > 0:
+        return f"the store failed the job; it is placed again in {job.pause_seconds:.0f} s"
     if host.used_slots >= host.slots:
         return f"busy: {host.used_slots} of {host.slots} slots in use"
     needed = reserved_bytes(job, host)

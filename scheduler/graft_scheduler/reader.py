@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,15 @@ from typing import Any
 from redis import Redis
 
 from graft_scheduler import fleet, keys
-from graft_scheduler.errors import InvalidInput, NotFound
+from graft_scheduler.errors import GraftError, InvalidInput, NotFound
 from graft_scheduler.placement import HostReason, explain_wait
 from graft_scheduler.records import Event, HostRecord, JobRecord
 from graft_scheduler.redis_connection import connect, reachable
 from graft_scheduler.settings import Settings
 from graft_scheduler.states import JobId, JobState
 from graft_scheduler.transitions import MISSED_BEATS
+
+logger = logging.getLogger(__name__)
 
 PAGE = 200
 """Records read at once."""
@@ -153,7 +156,8 @@ class Reader:
         for job_id in ids:
             pipeline.hgetall(keys.job(job_id))
         found = zip(ids, pipeline.execute(), strict=True)
-        return [JobRecord.parse(job_id, fields) for job_id, fields in found if fields]
+        records = (_readable(job_id, fields) for job_id, fields in found if fields)
+        return [record for record in records if record is not None]
 
     def _new_lines(self, job_id: JobId, after: str) -> list[tuple[str, str]]:
         start = "-" if after == "0" else f"({after}"
@@ -164,6 +168,14 @@ class Reader:
     def _reached(self) -> Iterator[Redis]:
         with reachable(self.settings.redis_url):
             yield self._redis
+
+
+def _readable(job_id: JobId, fields: dict[str, str]) -> JobRecord | None:
+    try:
+        return JobRecord.parse(job_id, fields)
+    except (GraftError, ValueError, KeyError) as error:
+        logger.warning("job %s is left out, its record cannot be understood: %s", job_id, error)
+        return None
 
 
 def _summary(

@@ -32,6 +32,16 @@ class Assignment(Value):
     host_name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What a worker has once it has claimed an assignment; every write of the attempt shows it."""
+
+    job: JobId
+    token: Token
+    nonce: str
+    """Of this one claim: a token that Redis forgot in a power cut and gave again is not enough."""
+
+
 class Failure(Value):
     """Why a job, or one attempt of it, did not complete."""
 
@@ -75,7 +85,9 @@ class JobRecord:
     charged: int
     """Failures that were the job's own."""
     lost: int
-    """Attempts that ended with their host."""
+    """Attempts that ended with their host, since the newest checkpoint."""
+    stalled: int
+    """Attempts that the store failed, since the newest checkpoint."""
     store_id: str
     estimates: dict[str, int] | None
     """Peak memory in bytes by backend; absent: the size is unknown and it takes a whole host."""
@@ -117,6 +129,7 @@ class JobRecord:
             token=Token(int(fields["token"])),
             charged=int(fields["charged"]),
             lost=int(fields["lost"]),
+            stalled=int(fields.get("stalled") or 0),
             store_id=fields.get("store_id", ""),
             estimates=optional(json.loads, "estimates"),
             reserved_bytes=optional(int, "reserved_bytes"),
@@ -201,6 +214,8 @@ class HostRecord:
     """Different jobs in a row that failed by the host's fault."""
     missed_claims: int
     """Placements in a row that it did not take."""
+    rest_seconds: float
+    """For so long it is left alone, as it took none of its last placements."""
     committed_bytes: int
     jobs: tuple[JobId, ...]
     """What is placed or running on it."""
@@ -214,6 +229,7 @@ class HostRecord:
             "is_draining": self.is_draining,
             "is_cordoned": self.is_cordoned,
             "faults": self.faults,
+            "missed_claims": self.missed_claims,
             "committed_bytes": self.committed_bytes,
             "jobs": list(self.jobs),
         }

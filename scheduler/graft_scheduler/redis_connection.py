@@ -16,8 +16,11 @@ SOCKET_SECONDS = 15.0
 """Longest wait for one reply; blocking commands wait less than this."""
 
 
-def connect(url: str, socket_seconds: float = SOCKET_SECONDS) -> Redis:
+def connect(url: str, socket_seconds: float = SOCKET_SECONDS, *, retries: int = 1) -> Redis:
     """A client that connects at its first command.
+
+    Without `retries` a command fails at the latest after `socket_seconds` to connect and as much for
+    the answer; with them a connection that Redis closed meanwhile is made anew.
 
     Raises:
         InvalidInput: the URL has no scheme that Redis knows.
@@ -29,8 +32,8 @@ def connect(url: str, socket_seconds: float = SOCKET_SECONDS) -> Redis:
             socket_timeout=socket_seconds,
             socket_connect_timeout=min(5.0, socket_seconds),
             socket_keepalive=True,
-            health_check_interval=10,
-            retry=Retry(NoBackoff(), 1),
+            health_check_interval=10 if retries else 0,
+            retry=Retry(NoBackoff(), retries),
         )
     except ValueError as error:
         raise InvalidInput(f"`redis_url` is {hide_password(url)!r}: {error}") from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from graft_scheduler import fleet, keys
 from graft_scheduler.broker import Broker, node_name
@@ -20,13 +21,22 @@ RECORD_DAYS = 90
 """As in `prelude.lua`: ended jobs are forgotten by Redis itself; here they leave the index."""
 
 
-def rescue(redis: Redis, transitions: Transitions, broker: Broker) -> None:
-    """Queue again what was not claimed in time and what lost its lease."""
+def overdue(redis: Redis) -> list[JobId]:
+    """Jobs that were not claimed in time, and jobs that lost their lease."""
     now_ms = fleet.redis_now(redis) * 1000
+    found: list[Any] = []
     for deadlines in (keys.PLACED, keys.LEASES):
-        overdue: Any = redis.zrangebyscore(deadlines, "-inf", now_ms)
-        for job_id in overdue:
-            _expire(redis, transitions, broker, JobId(job_id))
+        due: Any = redis.zrangebyscore(deadlines, "-inf", now_ms)
+        found += due
+    return [JobId(job_id) for job_id in found]
+
+
+def rescue(redis: Redis, transitions: Transitions, broker: Broker, job_id: JobId) -> None:
+    """Queue one overdue job again; one whose record cannot be read is left where it is."""
+    try:
+        _expire(redis, transitions, broker, job_id)
+    except (ResponseError, ValueError) as error:
+        logger.warning("job %s is overdue and cannot be rescued: %s", job_id, error)
 
 
 def release_restarted(

@@ -51,8 +51,12 @@ class RunnerProcess:
         return self._process.pid
 
     def send(self, message: SupervisorMessage) -> None:
-        """Tell the runner; if it is gone, its end-of-file says so to the receiver."""
-        self._channel.send(message)
+        """Tell the runner, without waiting for it. One that reads nothing is killed.
+
+        If it is gone, its end-of-file says so to the receiver.
+        """
+        if not self._channel.offer(message):
+            self.kill()
 
     def receive(self, timeout_seconds: float) -> RunnerMessage | None:
         """The next message, or nothing when none came in time.

@@ -20,6 +20,8 @@ from graft_scheduler.complaints import nearest
 from graft_scheduler.errors import InvalidInput
 
 ENVIRONMENT_PREFIX = "GRAFT_"
+OTHER_VARIABLES = {"config", "profile", "debug"}
+"""Names with our prefix that are no settings."""
 UP_FILE = "up.json"
 """In the data folder while `graft up` runs: the addresses of its services."""
 
@@ -111,8 +113,9 @@ def positive_float(text: str) -> float:
     Raises:
         ValueError: anything else.
     """
-    if (value := float(text)) <= 0:
-        raise ValueError(f"{text} is not above zero")
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{text} is not a number above zero")
     return value
 
 
@@ -215,13 +218,15 @@ def hide_password(url: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    not_settings = {"GRAFT_CONFIG", "GRAFT_PROFILE"}
     given = {
         name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
         for name, value in os.environ.items()
-        if name.startswith(ENVIRONMENT_PREFIX) and name not in not_settings
+        if name.startswith(ENVIRONMENT_PREFIX) and value
     }
-    return {name: value for name, value in given.items() if value and name in OPTIONS}
+    for name in given.keys() - OPTIONS.keys() - OTHER_VARIABLES:
+        if hint := nearest(name, tuple(OPTIONS)):
+            raise InvalidInput(f"environment: `{ENVIRONMENT_PREFIX}{name.upper()}` is not a setting{hint}")
+    return {name: value for name, value in given.items() if name in OPTIONS}
 
 
 def _file_layers() -> list[tuple[str, dict[str, Any]]]:

@@ -68,35 +68,58 @@ class FailureClass(StrEnum):
     INTERNAL = "internal"
 
 
+class Count(StrEnum):
+    """What a failure counts against."""
+
+    CHARGED = "charged"
+    """The job itself, up to `limits.attempts`."""
+    LOST = "lost"
+    """Hosts that went away under it, up to `MAX_LOST`; a new checkpoint clears it."""
+    STALLED = "stalled"
+    """Times that the store was not to be had, up to `MAX_STALLED`, with growing pauses."""
+
+
 @dataclass(frozen=True, slots=True)
 class FailurePolicy:
     """What a failure of one class leads to."""
 
-    retried: bool
-    charged: bool
-    """Counts against the job's own attempts; otherwise it counts as a lost host."""
-    blames_host: bool
-    """Counts towards cordoning the host it happened on."""
+    count: Count
+    retried: bool = True
 
 
 POLICIES: dict[FailureClass, FailurePolicy] = {
-    FailureClass.CONFIG: FailurePolicy(retried=False, charged=True, blames_host=False),
-    FailureClass.DATA: FailurePolicy(retried=False, charged=True, blames_host=False),
-    FailureClass.MEMORY: FailurePolicy(retried=True, charged=True, blames_host=False),
-    FailureClass.DIVERGED: FailurePolicy(retried=False, charged=True, blames_host=False),
-    FailureClass.HOST: FailurePolicy(retried=True, charged=False, blames_host=True),
-    FailureClass.STORE: FailurePolicy(retried=True, charged=False, blames_host=False),
-    FailureClass.TIMEOUT: FailurePolicy(retried=False, charged=True, blames_host=False),
-    FailureClass.INTERNAL: FailurePolicy(retried=True, charged=True, blames_host=True),
+    FailureClass.CONFIG: FailurePolicy(Count.CHARGED, retried=False),
+    FailureClass.DATA: FailurePolicy(Count.CHARGED, retried=False),
+    FailureClass.MEMORY: FailurePolicy(Count.CHARGED),
+    FailureClass.DIVERGED: FailurePolicy(Count.CHARGED, retried=False),
+    FailureClass.HOST: FailurePolicy(Count.LOST),
+    FailureClass.STORE: FailurePolicy(Count.STALLED),
+    FailureClass.TIMEOUT: FailurePolicy(Count.CHARGED, retried=False),
+    FailureClass.INTERNAL: FailurePolicy(Count.CHARGED),
 }
 
 MAX_LOST = 3
-"""A job whose hosts were lost this often is likely what kills them: it fails with class `host`."""
+"""A job whose hosts were lost this often without it getting any further is likely what kills them."""
+MAX_STALLED = 10
+"""So often the store may fail a job: with the pauses between, it has been away for over half an hour."""
+STALL_SECONDS = 10.0
+"""The first pause after a failure of the store; each next one is twice as long."""
+MAX_STALL_SECONDS = 300.0
 
 
-def is_retried(failure: FailureClass, charged: int, lost: int, max_attempts: int) -> bool:
-    """Whether a job is queued again after `failure`, given the counts *including* this failure."""
-    policy = POLICIES[failure]
-    if not policy.retried:
-        return False
-    return charged < max_attempts if policy.charged else lost < MAX_LOST
+def is_retried(failure: FailureClass, count: int, max_attempts: int) -> bool:
+    """Whether a job is queued again after `failure`; `count` is its policy's, this failure included."""
+    match POLICIES[failure].count:
+        case Count.CHARGED:
+            return POLICIES[failure].retried and count < max_attempts
+        case Count.LOST:
+            return count < MAX_LOST
+        case Count.STALLED:
+            return count < MAX_STALLED
+
+
+def pause_seconds(failure: FailureClass, count: int) -> float:
+    """How long a job waits before it is placed again after its `count`th failure of this class."""
+    if POLICIES[failure].count is not Count.STALLED:
+        return 0.0
+    return float(min(MAX_STALL_SECONDS, STALL_SECONDS * 2 ** (count - 1)))

@@ -6,6 +6,7 @@ Scripts live in `lua/`, one file each, behind `prelude.lua`; this is the only ca
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,10 +18,11 @@ from graft_scheduler import keys
 from graft_scheduler.errors import Conflict, Fenced, NotFound
 from graft_scheduler.jobs import CountJob, TrainJob, dump_job
 from graft_scheduler.messages import TrainResult
-from graft_scheduler.records import Failure, HostInfo, JobProgress, JobRecord, ResumePoint
+from graft_scheduler.records import Failure, Hold, HostInfo, JobProgress, JobRecord, ResumePoint
 from graft_scheduler.states import (
     MAX_LOST,
     POLICIES,
+    Count,
     Digest,
     HostId,
     JobId,
@@ -28,6 +30,7 @@ from graft_scheduler.states import (
     StopReason,
     Token,
     is_retried,
+    pause_seconds,
 )
 
 GAP_SECONDS = 2.0
@@ -61,20 +64,30 @@ class Ending:
     result: TrainResult | None = None
     adapter: Digest | None = None
     log: Digest | None = None
+    blames_host: bool = False
+    pause_seconds: float = 0.0
+    """Before the job may be placed again."""
 
 
-def ending_after(failure: Failure, record: JobRecord, log: Digest | None) -> Ending:
-    """Whether a failed attempt is followed by another, by the policy of its class."""
-    policy = POLICIES[failure.failure]
-    charged = record.charged + policy.charged
-    lost = record.lost + (policy.retried and not policy.charged)
-    again = is_retried(failure.failure, charged, lost, record.spec.limits.attempts)
+def ending_after(
+    failure: Failure, record: JobRecord, log: Digest | None = None, *, blames_host: bool = False
+) -> Ending:
+    """Whether a failed attempt is followed by another, by the policy of its class.
+
+    `blames_host` counts it towards cordoning the host: for deaths that nobody explained.
+    """
+    counted = POLICIES[failure.failure].count
+    before = {Count.CHARGED: record.charged, Count.LOST: record.lost, Count.STALLED: record.stalled}
+    count = before[counted] + 1
+    again = is_retried(failure.failure, count, record.spec.limits.attempts)
     return Ending(
         outcome=JobState.QUEUED if again else JobState.FAILED,
         event="attempt failed" if again else "failed",
         data=failure.model_dump(mode="json"),
         failure=failure,
         log=log,
+        blames_host=blames_host,
+        pause_seconds=pause_seconds(failure.failure, count) if again else 0.0,
     )
 
 
@@ -119,53 +132,52 @@ class Transitions:
         verdict, detail = self._run("place", arguments, job=job_id, host=host_id)
         return (Token(int(detail)), "") if verdict == "placed" else (None, str(detail))
 
-    def claim(
-        self, job_id: JobId, token: Token, host_id: HostId, boot: str, lease_seconds: float
-    ) -> JobRecord | None:
-        """The job, now running under `token`; nothing when the assignment is not to be had."""
-        arguments = [job_id, token, host_id, boot, _ms(lease_seconds)]
-        flat = self._run("claim", arguments, job=job_id, host=host_id)
-        return JobRecord.parse(job_id, dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
+    def claim(self, hold: Hold, host_id: HostId, boot: str, lease_seconds: float) -> JobRecord | None:
+        """The job, now running under this hold; nothing when the assignment is not to be had.
 
-    def beat(self, job_id: JobId, token: Token, lease_seconds: float) -> StopReason | None:
+        Raises:
+            InvalidInput: the job is held, and its record cannot be understood.
+        """
+        arguments = [hold.job, hold.token, host_id, boot, _ms(lease_seconds), hold.nonce]
+        flat = self._run("claim", arguments, job=hold.job, host=host_id)
+        return JobRecord.parse(hold.job, dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
+
+    def beat(self, hold: Hold, lease_seconds: float) -> StopReason | None:
         """Renew the lease; the reason to stop, if there is one.
 
         Raises:
             Fenced: the assignment is lost.
         """
-        answer = self._run("beat", [job_id, token, _ms(lease_seconds)], job=job_id)
+        answer = self._run("beat", [hold.job, hold.token, hold.nonce, _ms(lease_seconds)], job=hold.job)
         if answer == "fenced":
-            raise Fenced(f"attempt {token} of job {job_id} was taken away")
+            raise _fenced(hold)
         return None if answer == "go" else StopReason(answer)
 
-    def report(self, job_id: JobId, token: Token, report: Report) -> None:
+    def report(self, hold: Hold, report: Report) -> None:
         """Write progress, events and log lines of a running attempt.
 
         Raises:
             Fenced: the assignment is lost; nothing was written.
         """
         events = [[name, json.dumps(data)] for name, data in report.events]
-        arguments = [job_id, token, _dump(report.progress), _dump(report.resume)]
+        arguments = [hold.job, hold.token, hold.nonce, _dump(report.progress), _dump(report.resume)]
         arguments += [json.dumps(events), json.dumps(list(report.lines))]
-        if not self._run("report", arguments, job=job_id):
-            raise Fenced(f"attempt {token} of job {job_id} was taken away")
+        if not self._run("report", arguments, job=hold.job):
+            raise _fenced(hold)
 
-    def finish(self, job_id: JobId, token: Token, host_id: HostId, ending: Ending) -> JobState:
+    def finish(self, hold: Hold, host_id: HostId, ending: Ending) -> JobState:
         """End an attempt; the job's state after it. Repeating it changes nothing.
 
         Raises:
             Fenced: the assignment is lost; nothing was written.
         """
-        policy = POLICIES[ending.failure.failure] if ending.failure else None
-        charge = policy is not None and policy.charged
-        lose = policy is not None and policy.retried and not policy.charged
-        blame = policy is not None and policy.blames_host
-        arguments = [job_id, token, ending.outcome.value, int(charge), int(lose), int(blame)]
-        arguments += [ending.event, json.dumps(ending.data), _dump(ending.failure), _dump(ending.result)]
-        arguments += [ending.adapter or "", ending.log or ""]
-        answer = self._run("finish", arguments, job=job_id, host=host_id)
+        count = POLICIES[ending.failure.failure].count.value if ending.failure else ""
+        arguments = [hold.job, hold.token, hold.nonce, ending.outcome.value, count, int(ending.blames_host)]
+        arguments += [_ms(ending.pause_seconds), ending.event, json.dumps(ending.data)]
+        arguments += [_dump(ending.failure), _dump(ending.result), ending.adapter or "", ending.log or ""]
+        answer = self._run("finish", arguments, job=hold.job, host=host_id)
         if answer == "fenced":
-            raise Fenced(f"attempt {token} of job {job_id} was taken away")
+            raise _fenced(hold)
         return JobState(answer)
 
     def expire(self, job_id: JobId, host_id: HostId, restarted_boot: str = "") -> JobState | None:
@@ -218,7 +230,7 @@ class Transitions:
             self.redis.zincrby(keys.HOSTS, -_ms(heartbeat_seconds * MISSED_BEATS) - 1, host_id)
 
     def _ask(self, script: str, job_id: JobId, by: str) -> JobState:
-        state = self._run(script, [job_id, by], job=job_id)
+        state = self._run(script, [job_id, by, secrets.token_hex(8)], job=job_id)
         if state is None:
             raise NotFound(f"there is no job {job_id}")
         return JobState(state)
@@ -232,6 +244,10 @@ class Transitions:
         shared += [keys.WAKE, keys.LEADER, keys.EPOCH, keys.CLOCK, keys.SEQUENCE]
         all_keys = [*of_job, *shared, keys.host(host) if host else ""]
         return self._scripts[f"{script}.lua"](keys=all_keys, args=list(arguments))
+
+
+def _fenced(hold: Hold) -> Fenced:
+    return Fenced(f"attempt {hold.token} of job {hold.job} was taken away")
 
 
 def _ms(seconds: float) -> int:

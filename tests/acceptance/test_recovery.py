@@ -9,12 +9,15 @@ from collections import Counter
 
 import pytest
 
+from graft_scheduler import keys
 from graft_scheduler.broker import Broker, make_app
 from graft_scheduler.client import Client
 from graft_scheduler.jobs import CountJob
 from graft_scheduler.leader import Scheduler
 from graft_scheduler.redis_connection import connect
 from graft_scheduler.states import HostId, JobId, JobState, Token
+from graft_scheduler.store import open_store
+from graft_scheduler.transitions import Transitions
 from tests.services import Fleet, Service, eventually, has_left
 
 pytestmark = pytest.mark.processes
@@ -111,7 +114,8 @@ def test_when_a_worker_is_killed_its_job_goes_on_elsewhere_from_its_checkpoint(f
     record = client.wait(job, 30)
 
     assert record.state is JobState.COMPLETED
-    assert (record.token, record.lost, record.charged) == (2, 1, 0)
+    assert (record.token, record.charged) == (2, 0)
+    assert count_events(client, job)["lost"] == 1
     first_steps = [event.data["first_step"] for event in client.events(job) if event.name == "planned"]
     assert first_steps[0] == 0
     assert first_steps[1] > 0
@@ -143,7 +147,6 @@ def test_a_killed_redis_loses_nothing_and_running_jobs_go_on(fleet: Fleet) -> No
     running = client.submit(CountJob(steps=60)).id
     waiting = [client.submit(CountJob(steps=1)).id for _ in range(5)]
     wait_running(client, running)
-    time.sleep(1.1)  # what the append-only file promises: all but the last second
 
     fleet.redis.kill()
     fleet.redis.start()
@@ -157,7 +160,6 @@ def test_while_redis_is_away_for_three_leases_no_job_restarts(fleet: Fleet) -> N
     jobs = [client.submit(CountJob(steps=200, step_seconds=0.1)).id for _ in range(2)]
     for job in jobs:
         wait_running(client, job)
-    time.sleep(1.1)
 
     fleet.redis.kill()
     time.sleep(3 * fleet.lease_seconds)
@@ -166,6 +168,42 @@ def test_while_redis_is_away_for_three_leases_no_job_restarts(fleet: Fleet) -> N
     for job in jobs:
         record = client.wait(job, 60)
         assert (record.state, record.token, record.lost) == (JobState.COMPLETED, 1, 0)
+
+
+def test_a_redis_that_hangs_for_three_leases_restarts_no_job_and_stalls_none(fleet: Fleet) -> None:
+    client, _ = start(fleet, "one")
+    job = client.submit(CountJob(steps=250)).id
+    wait_running(client, job)
+    steps = fleet.attempt_dir("one", job, 1) / "steps.log"
+    assert fleet.redis.process is not None
+
+    fleet.redis.process.send_signal(signal.SIGSTOP)
+    time.sleep(3 * fleet.lease_seconds)
+    before = len(steps.read_text().splitlines())
+    eventually(lambda: len(steps.read_text().splitlines()) > before + 5, 5, "it trains on")
+    fleet.redis.process.send_signal(signal.SIGCONT)
+
+    record = client.wait(job, 60)
+    assert (record.state, record.token, record.lost) == (JobState.COMPLETED, 1, 0)
+
+
+def test_records_that_nobody_can_read_stop_neither_queue_nor_listing(fleet: Fleet) -> None:
+    client, _ = start(fleet, "one")
+    with connect(fleet.redis.url) as redis:
+        transitions = Transitions(redis)
+        for name, field, value in (
+            ("badsize", "estimates", '{"cpu": null}'),
+            ("badspec", "spec", '{"kind": "count", "version": 2}'),
+        ):
+            client.set_draining("one", True)
+            transitions.submit(JobId(name), CountJob(), {"cpu": 1}, open_store(client.settings.store_url).id)
+            redis.hset(keys.job(JobId(name)), field, value)
+        client.set_draining("one", False)
+
+        assert client.submit(CountJob(steps=1)).wait(30).state is JobState.COMPLETED
+        eventually(lambda: redis.hget(keys.job(JobId("badspec")), "state") == "failed")
+        assert "badspec" not in [record.id for record in client.jobs()]
+        assert redis.hget(keys.job(JobId("badsize")), "state") == "queued"
 
 
 def test_a_second_scheduler_leads_within_ten_seconds_of_the_firsts_death(fleet: Fleet) -> None:

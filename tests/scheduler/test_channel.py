@@ -72,6 +72,39 @@ def test_messages_of_several_threads_do_not_mix() -> None:
     receiver.close()
 
 
+def test_an_offer_never_waits_and_says_when_nobody_reads() -> None:
+    sender, receiver = pair()
+    line = Log(job=JOB, token=TOKEN, text="x" * 10_000)
+
+    accepted = [sender.offer(line) for _ in range(300)]
+
+    assert accepted[0]
+    assert not accepted[-1]
+    first = parse_runner_message(receiver.receive(1) or b"")
+    assert first == line
+    sender.close()
+    receiver.close()
+
+
+def test_an_offer_is_sent_whole_once_the_other_end_reads_again() -> None:
+    sender, receiver = pair()
+    texts = [str(number) * 50_000 for number in range(8)]
+    for text in texts:
+        assert sender.offer(Log(job=JOB, token=TOKEN, text=text))
+
+    heard: list[str] = []
+    while len(heard) < len(texts):
+        sender.offer(Log(job=JOB, token=TOKEN, text="tick"))
+        while (frame := receiver.receive(0.05)) is not None:
+            message = parse_runner_message(frame)
+            assert isinstance(message, Log)
+            heard += [message.text] if message.text != "tick" else []
+    sender.close()
+    receiver.close()
+
+    assert heard == texts
+
+
 def test_a_stream_that_is_not_ours_is_refused() -> None:
     ours, theirs = socket.socketpair()
     ours.sendall((MAX_FRAME_BYTES + 1).to_bytes(4, "big"))

@@ -13,7 +13,7 @@ from graft_scheduler.client import Client
 from graft_scheduler.errors import Conflict, GraftError, InvalidInput, NotFound, Unreachable
 from graft_scheduler.jobs import CountJob, Limits, TrainJob
 from graft_scheduler.memory import Backend
-from graft_scheduler.records import HostInfo
+from graft_scheduler.records import Hold, HostInfo
 from graft_scheduler.settings import load_settings
 from graft_scheduler.states import HostId, JobState
 from graft_scheduler.transitions import Ending, Transitions
@@ -211,10 +211,11 @@ def test_a_log_is_whole_once_the_job_has_ended(
     _, leader, _ = transitions.lead("me", 60)
     token, _ = transitions.place(handle.id, HostId("h1"), leader, 10, 15)
     assert token is not None
-    transitions.claim(handle.id, token, HostId("h1"), "b", 60)
+    held = Hold(handle.id, token, "nonce")
+    transitions.claim(held, HostId("h1"), "b", 60)
     log = client._store().put_bytes(b"first\nlast\n")
 
-    transitions.finish(handle.id, token, HostId("h1"), Ending(JobState.COMPLETED, "completed", log=log))
+    transitions.finish(held, HostId("h1"), Ending(JobState.COMPLETED, "completed", log=log))
 
     assert client.log_lines(handle.id) == ["first", "last"]
 

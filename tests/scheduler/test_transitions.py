@@ -13,7 +13,7 @@ from redis import Redis
 from graft_scheduler import fleet, keys
 from graft_scheduler.errors import Conflict, Fenced, NotFound
 from graft_scheduler.jobs import CountJob, Limits
-from graft_scheduler.records import Failure, HostInfo, JobProgress, JobRecord, ResumePoint
+from graft_scheduler.records import Failure, Hold, HostInfo, JobProgress, JobRecord, ResumePoint
 from graft_scheduler.states import Digest, FailureClass, HostId, JobId, JobState, StopReason, Token
 from graft_scheduler.transitions import Ending, Report, Transitions, ending_after
 
@@ -23,6 +23,7 @@ HOST = HostId("host1")
 LEASE = 60.0
 CLAIM = 10.0
 ALIVE = 15.0
+NONCE = "nonce"
 COMPLETED = Ending(JobState.COMPLETED, "completed")
 YIELDED = Ending(JobState.QUEUED, "yielded")
 
@@ -62,12 +63,16 @@ def place(transitions: Transitions, job: str = JOB, host: str = HOST, leader: st
     return token
 
 
-def run(transitions: Transitions, job: str = JOB, host: str = HOST) -> Token:
+def hold(token: int, job: str = JOB, nonce: str = NONCE) -> Hold:
+    return Hold(JobId(job), Token(token), nonce)
+
+
+def run(transitions: Transitions, job: str = JOB, host: str = HOST) -> Hold:
     """Registered, placed and claimed."""
     transitions.host_beat(host_info(host), 5)
-    token = place(transitions, job, host)
-    assert transitions.claim(JobId(job), token, HostId(host), f"boot-of-{host}", LEASE) is not None
-    return token
+    held = hold(place(transitions, job, host), job)
+    assert transitions.claim(held, HostId(host), f"boot-of-{host}", LEASE) is not None
+    return held
 
 
 def record(redis: Redis, job: str = JOB) -> JobRecord:
@@ -95,7 +100,7 @@ def test_an_id_is_accepted_once(transitions: Transitions) -> None:
     submit(transitions)
 
     with pytest.raises(Conflict):
-        submit(transitions)
+        submit(transitions, name="another job")
 
 
 def test_urgent_jobs_queue_before_older_ones(transitions: Transitions, redis: Redis) -> None:
@@ -109,9 +114,9 @@ def test_urgent_jobs_queue_before_older_ones(transitions: Transitions, redis: Re
 def test_every_placement_raises_the_token(transitions: Transitions) -> None:
     submit(transitions)
     first = run(transitions)
-    transitions.finish(JOB, first, HOST, YIELDED)
+    transitions.finish(first, HOST, YIELDED)
 
-    assert place(transitions) == first + 1
+    assert place(transitions) == first.token + 1
 
 
 def test_only_the_leader_places(transitions: Transitions) -> None:
@@ -190,9 +195,112 @@ def test_a_host_that_does_not_report_refuses(transitions: Transitions) -> None:
 
 def test_an_assignment_is_claimed_once(transitions: Transitions) -> None:
     submit(transitions)
-    token = run(transitions)
+    held = run(transitions)
 
-    assert transitions.claim(JOB, token, HOST, "boot", LEASE) is None
+    assert transitions.claim(hold(held.token, nonce="another"), HOST, "boot", LEASE) is None
+
+
+def test_a_claim_whose_answer_was_lost_can_be_said_again(transitions: Transitions) -> None:
+    submit(transitions)
+    held = run(transitions)
+
+    again = transitions.claim(held, HOST, "boot", LEASE)
+
+    assert again is not None
+    assert again.state is JobState.RUNNING
+
+
+def test_a_token_that_redis_forgot_and_gave_again_is_not_enough(transitions: Transitions) -> None:
+    submit(transitions)
+    held = run(transitions)
+    forgotten = hold(held.token, nonce="of a claim before the power cut")
+
+    with pytest.raises(Fenced):
+        transitions.beat(forgotten, LEASE)
+    with pytest.raises(Fenced):
+        transitions.finish(forgotten, HOST, COMPLETED)
+
+
+def test_a_request_said_again_gets_the_answer_it_had(transitions: Transitions, redis: Redis) -> None:
+    spec = CountJob()
+    transitions.submit(JOB, spec, None, "store")
+    transitions.submit(JOB, spec, None, "store")
+    assert redis.zcard(keys.QUEUE) == 1
+
+    for _ in range(2):
+        assert transitions._run("cancel", [JOB, "me", "one request"], job=JOB) == "queued"
+    assert event_names(redis).count("cancelled") == 1
+
+
+def test_a_host_that_takes_nothing_is_left_alone_for_longer_and_longer(
+    transitions: Transitions, redis: Redis
+) -> None:
+    submit(transitions)
+    rests = []
+    for _ in range(4):
+        transitions.host_beat(host_info(), 5)
+        place(transitions)
+        redis.zadd(keys.PLACED, {JOB: 1})
+        transitions.expire(JOB, HOST)
+        rests.append(round(fleet.read_hosts(redis, ALIVE)[0].rest_seconds))
+
+    assert rests == [0, 4, 8, 16]
+
+
+def test_a_store_that_is_away_lets_a_job_wait_and_does_not_charge_it(
+    transitions: Transitions, redis: Redis
+) -> None:
+    submit(transitions)
+    held = run(transitions)
+
+    state = transitions.finish(held, HOST, failing(FailureClass.STORE, record(redis)))
+
+    (waiting,) = fleet.read_pending_jobs(redis, [JOB])
+    assert state is JobState.QUEUED
+    assert waiting.pause_seconds == pytest.approx(10, abs=1)
+    assert waiting.avoid == HOST
+    assert (record(redis).charged, record(redis).lost, record(redis).stalled) == (0, 0, 1)
+
+
+def test_getting_further_clears_what_was_lost_before(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    run(transitions)
+    end_lease(redis)
+    transitions.expire(JOB, HOST)
+    held = run(transitions)
+    assert record(redis).lost == 1
+
+    transitions.report(held, Report(resume=ResumePoint(digest=Digest("sha256:0"), step=1)))
+
+    assert record(redis).lost == 0
+
+
+def test_a_clock_that_was_set_back_does_not_lengthen_leases(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    run(transitions)
+    before = redis.zscore(keys.LEASES, JOB)
+    now_ms = fleet.redis_now(redis) * 1000
+    redis.set(keys.CLOCK, int(now_ms + 3_600_000))  # the last look was in what is now the future
+
+    transitions.lead("me", 5)
+
+    after = redis.zscore(keys.LEASES, JOB)
+    assert before is not None
+    assert after is not None
+    assert after == pytest.approx(before - 3_600_000, abs=1000)
+
+
+def test_a_record_that_cannot_be_understood_is_left_out_of_placement(
+    transitions: Transitions, redis: Redis
+) -> None:
+    for number, broken in enumerate(['{"cpu": null}', '{"cpu": "1"}', "[1]", "not json"]):
+        submit(transitions, f"bad{number}")
+        redis.hset(keys.job(JobId(f"bad{number}")), "estimates", broken)
+    submit(transitions, "good")
+
+    found = [job.id for page in fleet.read_pending(redis) for job in page]
+
+    assert found == ["good"]
 
 
 def test_another_host_cannot_claim(transitions: Transitions) -> None:
@@ -200,17 +308,17 @@ def test_another_host_cannot_claim(transitions: Transitions) -> None:
     transitions.host_beat(host_info(), 5)
     token = place(transitions)
 
-    assert transitions.claim(JOB, token, HostId("other"), "boot", LEASE) is None
+    assert transitions.claim(hold(token), HostId("other"), "boot", LEASE) is None
 
 
 def test_a_beat_goes_on_until_a_cancel_is_asked_for(transitions: Transitions) -> None:
     submit(transitions)
     token = run(transitions)
-    assert transitions.beat(JOB, token, LEASE) is None
+    assert transitions.beat(token, LEASE) is None
 
     transitions.cancel(JOB, "me")
 
-    assert transitions.beat(JOB, token, LEASE) is StopReason.CANCEL
+    assert transitions.beat(token, LEASE) is StopReason.CANCEL
 
 
 def test_an_unclaimed_placement_goes_back_to_its_place_in_the_queue(
@@ -294,9 +402,9 @@ def test_a_worker_that_lost_its_lease_cannot_write(
     run(transitions)
     before = record(redis)
     writes: dict[str, Callable[[], object]] = {
-        "beat": lambda: transitions.beat(JOB, old, LEASE),
-        "report": lambda: transitions.report(JOB, old, Report(JobProgress(step=99), lines=["x"])),
-        "finish": lambda: transitions.finish(JOB, old, HOST, COMPLETED),
+        "beat": lambda: transitions.beat(old, LEASE),
+        "report": lambda: transitions.report(old, Report(JobProgress(step=99), lines=["x"])),
+        "finish": lambda: transitions.finish(old, HOST, COMPLETED),
     }
 
     with pytest.raises(Fenced):
@@ -311,7 +419,7 @@ def test_a_report_is_written_whole(transitions: Transitions, redis: Redis) -> No
     resume = ResumePoint(digest=Digest("sha256:0"), step=3)
 
     transitions.report(
-        JOB, token, Report(JobProgress(step=3), resume, [("checkpoint", {"step": 3})], ["a line", "ä"])
+        token, Report(JobProgress(step=3), resume, [("checkpoint", {"step": 3})], ["a line", "ä"])
     )
 
     now = record(redis)
@@ -326,8 +434,8 @@ def test_finishing_twice_is_finishing_once(transitions: Transitions, redis: Redi
     submit(transitions)
     token = run(transitions)
 
-    assert transitions.finish(JOB, token, HOST, COMPLETED) is JobState.COMPLETED
-    assert transitions.finish(JOB, token, HOST, COMPLETED) is JobState.COMPLETED
+    assert transitions.finish(token, HOST, COMPLETED) is JobState.COMPLETED
+    assert transitions.finish(token, HOST, COMPLETED) is JobState.COMPLETED
     assert event_names(redis).count("completed") == 1
 
 
@@ -335,8 +443,8 @@ def test_giving_a_job_back_twice_queues_it_once(transitions: Transitions, redis:
     submit(transitions)
     token = run(transitions)
 
-    assert transitions.finish(JOB, token, HOST, YIELDED) is JobState.QUEUED
-    assert transitions.finish(JOB, token, HOST, YIELDED) is JobState.QUEUED
+    assert transitions.finish(token, HOST, YIELDED) is JobState.QUEUED
+    assert transitions.finish(token, HOST, YIELDED) is JobState.QUEUED
     assert redis.zcard(keys.QUEUE) == 1
 
 
@@ -345,11 +453,11 @@ def test_a_job_given_back_after_a_cancel_is_cancelled(transitions: Transitions) 
     token = run(transitions)
     transitions.cancel(JOB, "me")
 
-    assert transitions.finish(JOB, token, HOST, YIELDED) is JobState.CANCELLED
+    assert transitions.finish(token, HOST, YIELDED) is JobState.CANCELLED
 
 
-def failing(failure: FailureClass, record: JobRecord) -> Ending:
-    return ending_after(Failure(failure=failure, text="it broke"), record, None)
+def failing(failure: FailureClass, record: JobRecord, *, blames_host: bool = False) -> Ending:
+    return ending_after(Failure(failure=failure, text="it broke"), record, blames_host=blames_host)
 
 
 def test_a_job_that_fails_by_itself_is_tried_as_often_as_it_says(
@@ -359,7 +467,7 @@ def test_a_job_that_fails_by_itself_is_tried_as_often_as_it_says(
     states = []
     for _ in range(2):
         token = run(transitions)
-        states.append(transitions.finish(JOB, token, HOST, failing(FailureClass.INTERNAL, record(redis))))
+        states.append(transitions.finish(token, HOST, failing(FailureClass.INTERNAL, record(redis))))
 
     assert states == [JobState.QUEUED, JobState.FAILED]
     assert record(redis).charged == 2
@@ -374,7 +482,7 @@ def test_what_would_fail_again_is_not_tried_again(
     submit(transitions)
     token = run(transitions)
 
-    assert transitions.finish(JOB, token, HOST, failing(failure, record(redis))) is JobState.FAILED
+    assert transitions.finish(token, HOST, failing(failure, record(redis))) is JobState.FAILED
 
 
 def test_three_different_jobs_that_fail_cordon_the_host(transitions: Transitions, redis: Redis) -> None:
@@ -383,8 +491,8 @@ def test_three_different_jobs_that_fail_cordon_the_host(transitions: Transitions
             submit(transitions, job)
         assert redis.hget(keys.host(HOST), "cordoned") is None
         token = run(transitions, job)
-        ending = failing(FailureClass.INTERNAL, record(redis, job))
-        transitions.finish(JobId(job), token, HOST, ending)
+        ending = failing(FailureClass.INTERNAL, record(redis, job), blames_host=True)
+        transitions.finish(token, HOST, ending)
 
     assert redis.hget(keys.host(HOST), "cordoned") == "1"
 
@@ -393,9 +501,11 @@ def test_a_success_clears_the_hosts_name(transitions: Transitions, redis: Redis)
     for job in ("a", "b"):
         submit(transitions, job)
     token = run(transitions, "a")
-    transitions.finish(JobId("a"), token, HOST, failing(FailureClass.INTERNAL, record(redis, "a")))
+    blamed = failing(FailureClass.INTERNAL, record(redis, "a"), blames_host=True)
+    transitions.finish(token, HOST, blamed)
+    assert fleet.read_hosts(redis, ALIVE)[0].faults == 1
     token = run(transitions, "b")
-    transitions.finish(JobId("b"), token, HOST, COMPLETED)
+    transitions.finish(token, HOST, COMPLETED)
 
     assert fleet.read_hosts(redis, ALIVE)[0].faults == 0
 
@@ -415,7 +525,7 @@ def test_a_placed_job_that_was_cancelled_cannot_be_claimed(transitions: Transiti
     token = place(transitions)
     transitions.cancel(JOB, "me")
 
-    assert transitions.claim(JOB, token, HOST, "boot", LEASE) is None
+    assert transitions.claim(hold(token), HOST, "boot", LEASE) is None
 
 
 def test_cancelling_an_ended_job_is_a_conflict(transitions: Transitions) -> None:
@@ -437,8 +547,8 @@ def test_a_retried_job_goes_on_from_its_checkpoint_with_clean_counts(
     submit(transitions, limits=Limits(attempts=1))
     token = run(transitions)
     resume = ResumePoint(digest=Digest("sha256:0"), step=3)
-    transitions.report(JOB, token, Report(resume=resume))
-    transitions.finish(JOB, token, HOST, failing(FailureClass.INTERNAL, record(redis)))
+    transitions.report(token, Report(resume=resume))
+    transitions.finish(token, HOST, failing(FailureClass.INTERNAL, record(redis)))
 
     transitions.retry(JOB, "me")
 
@@ -487,22 +597,22 @@ def test_whatever_happens_a_job_is_in_one_place_and_memory_is_accounted_for(
 def take_step(
     redis: Redis, transitions: Transitions, step: str, job: JobId, tokens: dict[str, Token]
 ) -> None:
-    token = tokens[job]
+    token = hold(tokens[job], job)
     try:
         match step:
             case "place":
                 placed, _ = transitions.place(job, HOST, lead(transitions), CLAIM, ALIVE)
-                tokens[job] = placed or token
+                tokens[job] = placed or tokens[job]
             case "claim":
-                transitions.claim(job, token, HOST, "boot", LEASE)
+                transitions.claim(token, HOST, "boot", LEASE)
             case "beat":
-                transitions.beat(job, token, LEASE)
+                transitions.beat(token, LEASE)
             case "finish":
-                transitions.finish(job, token, HOST, COMPLETED)
+                transitions.finish(token, HOST, COMPLETED)
             case "give back":
-                transitions.finish(job, token, HOST, YIELDED)
+                transitions.finish(token, HOST, YIELDED)
             case "fail":
-                transitions.finish(job, token, HOST, failing(FailureClass.INTERNAL, record(redis, job)))
+                transitions.finish(token, HOST, failing(FailureClass.INTERNAL, record(redis, job)))
             case "end lease":
                 redis.zadd(keys.LEASES, {job: 1}, xx=True)
                 redis.zadd(keys.PLACED, {job: 1}, xx=True)

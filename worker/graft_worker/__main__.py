@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from graft_scheduler.errors import GraftError, Unreachable
+from graft_scheduler.errors import Conflict, GraftError, Unreachable
 from graft_scheduler.settings import load_settings
 
 
 def main() -> int:
-    """0 after a clean end; 2 for bad settings, 8 when Redis or the store is out of reach."""
+    """0 after a clean end; 2 for bad settings, 7 when the name is in use, 8 without Redis or the store."""
     parser = argparse.ArgumentParser(prog="python -m graft_worker")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("probe", help="the device of this machine, as JSON")
@@ -33,7 +33,7 @@ def _serve(flags: dict[str, str | None]) -> int:
         return serve(load_settings(flags))
     except GraftError as error:
         print(f"graft worker: {error}", file=sys.stderr)
-        return 8 if isinstance(error, Unreachable) else 2
+        return {Unreachable: 8, Conflict: 7}.get(type(error), 2)
 
 
 if __name__ == "__main__":

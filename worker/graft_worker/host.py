@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -49,16 +50,18 @@ class HostFolder:
         """Remove the folders of jobs that nothing has been written to for a week."""
         oldest = time.time() - ATTEMPT_DAYS * 86_400
         for folder in (self.root / "jobs").glob("*"):
-            touched = max((path.stat().st_mtime for path in folder.rglob("*")), default=0.0)
-            if touched < oldest:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # it may be removed, or written to, at the same time
+                if max((path.stat().st_mtime for path in folder.rglob("*")), default=0.0) < oldest:
+                    shutil.rmtree(folder)
 
     def host_id(self) -> HostId:
-        """The id that this worker keeps for life."""
+        """The id that this worker keeps for life; a folder copied to another machine gets a new one."""
         path = self.root / "id"
-        if not path.exists():
-            path.write_text(secrets.token_hex(6))
-        return HostId(path.read_text().strip())
+        known = path.read_text().split() if path.exists() else []
+        if len(known) != 2 or known[1] != machine_id():
+            known = [secrets.token_hex(6), machine_id()]
+            path.write_text(" ".join(known) + "\n")
+        return HostId(known[0])
 
 
 def open_folder(settings: Settings) -> HostFolder:

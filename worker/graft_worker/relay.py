@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 import time
@@ -20,13 +21,15 @@ from graft_scheduler.messages import (
     Ready,
     RunnerMessage,
 )
-from graft_scheduler.records import JobProgress, JobRecord, ResumePoint
+from graft_scheduler.records import Hold, JobProgress, JobRecord, ResumePoint
 from graft_scheduler.transitions import Report, Transitions
 
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.5
 """Shortest time between two writes."""
+AWAY_SECONDS = 3.0
+"""Shortest time between two tries while Redis is away: each may take a while to fail."""
 MAX_LINE = 4096
 MAX_TAIL_BYTES = 1 << 18
 """Read from the log at once; a runner that prints more waits for the next write."""
@@ -38,18 +41,19 @@ PROGRESS_FIELDS = set(JobProgress.model_fields) & set(Progress.model_fields)
 class Relay:
     """One attempt's reports. All calls come from the attempt's own thread."""
 
-    def __init__(self, transitions: Transitions, record: JobRecord, log_path: Path) -> None:
+    def __init__(self, transitions: Transitions, hold: Hold, record: JobRecord, log_path: Path) -> None:
         self._transitions = transitions
-        self._job, self._token = record.id, record.token
+        self._hold = hold
         self._log_path = log_path
         self._log_position = 0
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self._rest_of_line = ""
         self._lines: list[str] = []
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._resume: ResumePoint | None = None
         self._progress = record.progress or JobProgress()
         self._has_news = False
-        self._flushed_at = 0.0
+        self._next_flush_at = 0.0
 
     @property
     def progress(self) -> JobProgress:
@@ -97,17 +101,18 @@ class Relay:
         Raises:
             Fenced: the assignment is lost.
         """
-        if not is_last and time.monotonic() - self._flushed_at < FLUSH_SECONDS:
+        if not is_last and time.monotonic() < self._next_flush_at:
             return
-        self._flushed_at = time.monotonic()
+        self._next_flush_at = time.monotonic() + FLUSH_SECONDS
         self._read_log(is_last)
         if not (self._lines or self._events or self._has_news or self._resume):
             return
         report = Report(progress=self._progress, resume=self._resume, events=self._events, lines=self._lines)
         try:
-            self._transitions.report(self._job, self._token, report)
+            self._transitions.report(self._hold, report)
         except RedisError as error:
-            logger.warning("job %s: report kept, Redis is away: %s", self._job, error)
+            logger.warning("job %s: report kept, Redis is away: %s", self._hold.job, error)
+            self._next_flush_at = time.monotonic() + AWAY_SECONDS
             return
         self._lines, self._events, self._resume, self._has_news = [], [], None, False
 
@@ -124,7 +129,9 @@ class Relay:
             chunk = log.read(-1 if is_last else MAX_TAIL_BYTES)
         self._log_position += len(chunk)
         # Progress bars of libraries end their lines with a carriage return.
-        *whole, self._rest_of_line = re.split("[\r\n]+", self._rest_of_line + chunk.decode(errors="replace"))
+        *whole, self._rest_of_line = re.split(
+            "[\r\n]+", self._rest_of_line + self._decode(chunk, final=is_last)
+        )
         if is_last and self._rest_of_line:
             whole.append(self._rest_of_line)
         self._lines += [line[:MAX_LINE] for line in whole if line.strip()]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import threading
+import time
 from typing import Any
 
-from celery.signals import setup_logging, worker_shutting_down
+from celery.signals import setup_logging, worker_ready, worker_shutting_down
 from redis import Redis
 from redis.exceptions import RedisError
 
 from graft_scheduler import keys, rescuer
 from graft_scheduler.broker import Broker, make_app, node_name
-from graft_scheduler.redis_connection import SOCKET_SECONDS, connect, reachable
+from graft_scheduler.errors import InvalidInput
+from graft_scheduler.redis_connection import connect, reachable
 from graft_scheduler.settings import Settings, hide_password
 from graft_scheduler.store import open_store
 from graft_scheduler.transitions import Transitions
@@ -23,6 +27,11 @@ from graft_worker.supervisor import Worker
 from graft_worker.tasks import register_tasks
 
 logger = logging.getLogger(__name__)
+
+QUICK_SECONDS = 5.0
+"""Longest wait for an answer to a beat or a report; less where leases are short."""
+SWEEP_SECONDS = 86_400.0
+"""How often the folders of old attempts are removed."""
 
 
 def serve(settings: Settings) -> int:
@@ -38,8 +47,8 @@ def serve(settings: Settings) -> int:
     broker = Broker(app)
     register_tasks(app, worker, broker)
     with reachable(settings.redis_url):
-        worker.transitions.host_beat(worker.info, settings.heartbeat_seconds)
         rescuer.release_restarted(redis, worker.transitions, broker, worker.info.id, worker.info.boot)
+        worker.transitions.host_beat(worker.info, settings.heartbeat_seconds)
     _note_shutdown(worker.leaves)
     threading.Thread(target=_report, args=(worker, redis), name="heartbeat", daemon=True).start()
     logger.info("worker %s (%s) on %s", worker.info.name, worker.info.id, hide_password(settings.redis_url))
@@ -48,18 +57,17 @@ def serve(settings: Settings) -> int:
 
 def _prepare(settings: Settings, redis: Redis) -> Worker:
     folder = open_folder(settings)
-    folder.forget_old_attempts()
     store = open_store(settings.store_url)
     device = probe()
     if device.error is not None:
-        logger.warning("%s", device.error)
-    quick = connect(settings.redis_url, min(SOCKET_SECONDS, settings.lease_seconds / 4))
+        raise InvalidInput(f"this machine cannot train: {device.error}")
+    quick = connect(settings.redis_url, min(QUICK_SECONDS, settings.lease_seconds / 8), retries=0)
     return Worker(
         info=describe(folder, settings, device, store.id),
         folder=folder,
         settings=settings,
         transitions=Transitions(redis),
-        lease_transitions=Transitions(quick),
+        quick=Transitions(quick),
         store=store,
         leaves=threading.Event(),
     )
@@ -67,7 +75,11 @@ def _prepare(settings: Settings, redis: Redis) -> Worker:
 
 def _report(worker: Worker, redis: Redis) -> None:
     """Heartbeats until the worker leaves; then it counts as away at once."""
+    swept_at = float("-inf")
     while not worker.leaves.wait(worker.settings.heartbeat_seconds):
+        if time.monotonic() - swept_at > SWEEP_SECONDS:
+            worker.folder.forget_old_attempts()
+            swept_at = time.monotonic()
         try:
             worker.transitions.host_beat(worker.info, worker.settings.heartbeat_seconds)
         except RedisError as error:
@@ -98,7 +110,12 @@ def _note_shutdown(leaves: threading.Event) -> None:
     def leave(**_: Any) -> None:
         leaves.set()
 
+    def leave_on_hangup(**_: Any) -> None:
+        """A closed terminal means stop; Celery would start the worker anew, under running jobs."""
+        signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+
     worker_shutting_down.connect(leave, weak=False)
+    worker_ready.connect(leave_on_hangup, weak=False)
 
 
 def _log_to_stderr() -> None:

@@ -5,6 +5,7 @@ hands over what it made, and explains its death.
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import signal
 import threading
@@ -14,15 +15,16 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from graft_scheduler.errors import StoreError, Unreachable
+from graft_scheduler.errors import Fenced, GraftError, StoreError, Unreachable
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.messages import Checkpoint, Done, Failed, RunnerMessage, Start
-from graft_scheduler.records import Failure, HostInfo, JobRecord, ResumePoint
+from graft_scheduler.messages import Checkpoint, Done, Failed, Start
+from graft_scheduler.records import Failure, Hold, HostInfo, JobRecord, ResumePoint
 from graft_scheduler.runner_process import EXIT_DEADLINE, RunnerProcess
 from graft_scheduler.settings import Settings
 from graft_scheduler.states import Digest, FailureClass, JobId, JobState, StopReason, Token
 from graft_scheduler.store import Store
 from graft_scheduler.transitions import Ending, Transitions, ending_after
+from graft_worker.admission import check_id, check_record
 from graft_worker.host import HostFolder
 from graft_worker.lease import LeaseKeeper
 from graft_worker.relay import Relay
@@ -47,8 +49,8 @@ class Worker:
     folder: HostFolder
     settings: Settings
     transitions: Transitions
-    lease_transitions: Transitions
-    """On connections that give up well within a lease."""
+    quick: Transitions
+    """On connections that give up well within a lease, for what must not wait."""
     store: Store
     leaves: threading.Event
     """Set when the worker shuts down: jobs are given back."""
@@ -67,35 +69,55 @@ def supervise(worker: Worker, job_id: JobId, token: Token) -> Ended | None:
 
     Raises:
         Fenced: the assignment was lost on the way; nothing was written since.
+        NotAllowed: the id is none; nothing was claimed.
     """
-    settings = worker.settings
-    record = worker.transitions.claim(job_id, token, worker.info.id, worker.info.boot, settings.lease_seconds)
+    check_id(job_id)
+    hold = Hold(job_id, token, secrets.token_hex(8))
+    try:
+        record = _claim(worker, hold)
+    except GraftError as error:
+        return _refuse(worker, hold, error)
     if record is None:
         return None
     logger.info("job %s: attempt %d taken", job_id, token)
-    keeper = LeaseKeeper(worker.lease_transitions, job_id, token, settings, worker.leaves)
-    with keeper:
-        attempt = Attempt(worker, record, keeper)
+    with LeaseKeeper(worker.quick, hold, worker.settings, worker.leaves) as keeper:
+        attempt = Attempt(worker, hold, record, keeper)
         ended = attempt.commit(attempt.run())
     attempt.clean(ended.state)
     logger.info("job %s: attempt %d ended, the job is %s", job_id, token, ended.state)
     return ended
 
 
+def _claim(worker: Worker, hold: Hold) -> JobRecord | None:
+    """The job, if it is to be had and this host may run it."""
+    lease_seconds = worker.settings.lease_seconds
+    record = worker.transitions.claim(hold, worker.info.id, worker.info.boot, lease_seconds)
+    if record is not None:
+        check_record(record, worker.settings)
+    return record
+
+
+def _refuse(worker: Worker, hold: Hold, error: GraftError) -> Ended:
+    """End a job that was claimed and cannot be run by anybody, or not by this host's rules."""
+    why = Failure(failure=FailureClass.CONFIG, text=str(error), host_name=worker.info.name, token=hold.token)
+    ending = Ending(JobState.FAILED, "failed", why.model_dump(mode="json"), failure=why)
+    return Ended(worker.transitions.finish(hold, worker.info.id, ending), ending)
+
+
 class Attempt:
     """The steps of one attempt, in the order in which they are called."""
 
-    def __init__(self, worker: Worker, record: JobRecord, keeper: LeaseKeeper) -> None:
-        self._worker, self._record, self._keeper = worker, record, keeper
+    def __init__(self, worker: Worker, hold: Hold, record: JobRecord, keeper: LeaseKeeper) -> None:
+        self._worker, self._hold, self._record, self._keeper = worker, hold, record, keeper
         self._dir = worker.folder.attempt_dir(record.id, record.token)
-        self._dir.mkdir(parents=True, exist_ok=True)
         self._log_path = self._dir / "log.txt"
-        self._log_path.touch()
-        self._relay = Relay(worker.transitions, record, self._log_path)
+        self._relay = Relay(worker.quick, hold, record, self._log_path)
 
     def run(self) -> Ending:
         """Work until there is an outcome."""
         try:
+            self._dir.mkdir(parents=True, exist_ok=True)
+            self._log_path.touch()
             if (done := self._earlier_done()) is not None:
                 return self._hand_over(done)
             self._relay.log(f"attempt {self._record.token} on {self._worker.info.name}")
@@ -104,32 +126,45 @@ class Attempt:
                 return self._stopped(self._keeper.stop_reason)
             last_word, exit_code = self._drive(start)
             return self._explain(last_word, exit_code)
+        except Fenced:
+            raise
         except (StoreError, Unreachable) as error:
             return self._failed(FailureClass.STORE, str(error))
         except OSError as error:
             return self._failed(FailureClass.HOST, f"the host's disk or system failed: {error}")
+        except Exception as error:  # an attempt must not end without an outcome
+            logger.exception("job %s: the supervisor failed", self._record.id)
+            text = f"the worker failed: {type(error).__name__}: {error}"
+            return self._failed(FailureClass.INTERNAL, text, blames_host=True)
 
     def commit(self, ending: Ending) -> Ended:
         """Write the outcome, for as long as Redis may be away; a worker that leaves waits less.
 
         What could not be written is not lost: the lease runs out, or the next attempt on this host
         finds what was done.
+
+        Raises:
+            Fenced: the assignment is lost.
         """
         started_at = time.monotonic()
+        self._flush_last()
         while True:
-            self._keeper.check()
             try:
-                self._relay.flush(is_last=True)
-                state = self._worker.transitions.finish(
-                    self._record.id, self._record.token, self._worker.info.id, ending
+                return Ended(
+                    self._worker.transitions.finish(self._hold, self._worker.info.id, ending), ending
                 )
-                return Ended(state, ending)
             except RedisError:
                 leaves = self._worker.leaves.is_set()
                 patience = LEAVE_SECONDS if leaves else self._worker.settings.outage_seconds
                 if time.monotonic() - started_at > patience:
                     raise
                 time.sleep(RETRY_SECONDS)
+
+    def _flush_last(self) -> None:
+        try:
+            self._relay.flush(is_last=True)
+        except OSError as error:
+            logger.warning("job %s: the end of its log was not read: %s", self._record.id, error)
 
     def clean(self, state: JobState) -> None:
         """What an ended job leaves on this host is its log; the rest is in the store."""
@@ -193,11 +228,7 @@ class Attempt:
             self._relay.flush()
             while last_word is None:
                 self._keeper.check()
-                message = runner.receive(RECEIVE_SECONDS)
-                if isinstance(message, Done | Failed):
-                    last_word = message
-                elif message is not None:
-                    self._take(message)
+                last_word = self._listen(runner)
                 self._relay.flush()
         except EOFError:
             pass
@@ -207,12 +238,28 @@ class Attempt:
         self._keeper.check()
         return last_word, exit_code
 
-    def _take(self, message: RunnerMessage) -> None:
-        if isinstance(message, Checkpoint):
-            digest = self._worker.store.put_folder(Path(message.path))
-            self._relay.note_checkpoint(ResumePoint(digest=digest, step=message.step))
-        else:
-            self._relay.take(message)
+    def _listen(self, runner: RunnerProcess) -> Done | Failed | None:
+        """Take everything the runner has said by now; its last word, if that was among it."""
+        message = runner.receive(RECEIVE_SECONDS)
+        while message is not None:
+            match message:
+                case Done() | Failed():
+                    return message
+                case Checkpoint():
+                    self._upload(message)
+                case _:
+                    self._relay.take(message)
+            message = runner.receive(0)
+        return None
+
+    def _upload(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint into the store. Without one training goes on, and the next may be luckier."""
+        try:
+            digest = self._worker.store.put_folder(Path(checkpoint.path))
+        except (GraftError, OSError) as error:
+            self._relay.log(f"warning: checkpoint {checkpoint.step} is not in the store: {error}")
+            return
+        self._relay.note_checkpoint(ResumePoint(digest=digest, step=checkpoint.step))
 
     def _explain(self, last_word: Done | Failed | None, exit_code: int) -> Ending:
         match last_word:
@@ -226,9 +273,10 @@ class Attempt:
                 return self._stopped(self._keeper.stop_reason)
             case None if exit_code == EXIT_DEADLINE:
                 text = "the runner left at its deadline: this worker had stood still"
-                return Ending(JobState.QUEUED, "yielded", {"reason": text}, log=self._store_log())
+                return self._failed(FailureClass.HOST, text)
             case _:
-                return self._failed(*_cause_of_death(exit_code))
+                failure, text = _cause_of_death(exit_code)
+                return self._failed(failure, text, blames_host=failure is FailureClass.INTERNAL)
 
     def _hand_over(self, done: Done) -> Ending:
         adapter = None
@@ -245,17 +293,23 @@ class Attempt:
             return Ending(JobState.CANCELLED, "cancelled", log=self._store_log())
         return Ending(JobState.QUEUED, "yielded", {"host": self._worker.info.name}, log=self._store_log())
 
-    def _failed(self, failure: FailureClass, text: str) -> Ending:
-        self._relay.log(f"failed ({failure}): {text}")
+    def _failed(self, failure: FailureClass, text: str, *, blames_host: bool = False) -> Ending:
+        self._note_failure(f"failed ({failure}): {text}")
         why = Failure(failure=failure, text=text, host_name=self._worker.info.name, token=self._record.token)
-        return ending_after(why, self._record, self._store_log())
+        return ending_after(why, self._record, self._store_log(), blames_host=blames_host)
+
+    def _note_failure(self, text: str) -> None:
+        try:
+            self._relay.log(text)
+        except OSError as error:
+            logger.warning("job %s: %s; and its log cannot be written: %s", self._record.id, text, error)
 
     def _store_log(self) -> Digest | None:
         """The job's whole log: what earlier attempts left, and this one's."""
         try:
             earlier = self._worker.store.get_bytes(self._record.log) if self._record.log else b""
             return self._worker.store.put_bytes(earlier + self._log_path.read_bytes())
-        except (StoreError, Unreachable) as error:
+        except (GraftError, OSError) as error:
             logger.warning("job %s: the log stays in %s: %s", self._record.id, self._log_path, error)
             return self._record.log
 

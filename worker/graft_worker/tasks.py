@@ -10,7 +10,7 @@ from celery.exceptions import Ignore
 from redis.exceptions import RedisError
 
 from graft_scheduler.broker import Broker, task_name
-from graft_scheduler.errors import Fenced
+from graft_scheduler.errors import Fenced, NotAllowed
 from graft_scheduler.states import JobId, JobState, Token
 from graft_worker.supervisor import Ended, Worker, supervise
 
@@ -34,7 +34,7 @@ def _register(app: Celery, name: str, worker: Worker, broker: Broker) -> None:
     def attempt(task: Task[Any, Any], job_id: str, token: int, person: str) -> None:
         try:
             ended = supervise(worker, JobId(job_id), Token(token))
-        except Fenced as error:
+        except (Fenced, NotAllowed) as error:
             raise AttemptEnded(str(error)) from None
         except RedisError as error:
             raise AttemptEnded(f"Redis does not answer; the job will be placed again: {error}") from None

@@ -1,9 +1,9 @@
 -- Renew a lease.
--- ARGV: job, token, lease ms
+-- ARGV: job, token, nonce, lease ms
 -- Returns 'go', 'cancel' or 'yield' (stop for that reason), or 'fenced'.
-if not holds(ARGV[2]) then
+if not holds(ARGV[2], ARGV[3]) then
   return 'fenced'
 end
-redis.call('ZADD', LEASES, text(now_ms() + ARGV[3]), ARGV[1])
+redis.call('ZADD', LEASES, text(now_ms() + ARGV[4]), ARGV[1])
 local stop = redis.call('HGET', JOB, 'stop')
 return (stop and stop ~= '') and stop or 'go'

@@ -16,7 +16,11 @@ if state == 'placed' then
   if restarted == '' and (not deadline or tonumber(deadline) > now) then
     return ''
   end
-  redis.call('HINCRBY', HOST, 'missed_claims', 1)
+  -- The first miss may be a lost message; a host that goes on missing is asked less and less often.
+  local missed = redis.call('HINCRBY', HOST, 'missed_claims', 1)
+  if missed > 1 then
+    redis.call('HSET', HOST, 'rests_until', text(now + math.min(2 ^ missed, MAX_REST_SECONDS) * 1000))
+  end
   event(now, job, 'unclaimed', token, held[5])
   enqueue(now, job)
   return 'queued'

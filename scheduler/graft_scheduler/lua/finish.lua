@@ -1,12 +1,13 @@
 -- End an attempt: the job ends, or is queued again. Saying it twice does it once.
--- ARGV: job, token, outcome (completed|failed|cancelled|queued), charge (0|1), lose (0|1),
---       blame the host (0|1), event name, event data (JSON),
---       failure (JSON or ''), result (JSON or ''), adapter or '', log or ''
+-- ARGV: job, token, nonce, outcome (completed|failed|cancelled|queued), the count that rises
+--       (charged|lost|stalled or ''), blame the host (0|1), ms before it may be placed again,
+--       event name, event data (JSON), failure (JSON or ''), result (JSON or ''), adapter or '', log or ''
 -- Returns the new state, or 'fenced'.
-local job, token, outcome = ARGV[1], ARGV[2], ARGV[3]
+local job, token, nonce, outcome = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local name, data = ARGV[8], ARGV[9]
 
 -- A host that fails different jobs in a row is what is wrong, and gets no more until somebody looks.
-local function blame(now, job, token)
+local function blame(now)
   local faulty = cjson.decode(redis.call('HGET', HOST, 'faulty_jobs') or '[]')
   for _, earlier in ipairs(faulty) do
     if earlier == job then
@@ -15,43 +16,45 @@ local function blame(now, job, token)
   end
   faulty[#faulty + 1] = job
   redis.call('HSET', HOST, 'faulty_jobs', cjson.encode(faulty))
-  redis.call('HSET', JOB, 'avoid', redis.call('HGET', JOB, 'host'))
   if #faulty == MAX_FAULTS then
     redis.call('HSET', HOST, 'cordoned', 1)
-    event(now, job, 'cordoned', token, ARGV[8])
+    event(now, job, 'cordoned', token, data)
   end
 end
 
-if redis.call('HGET', JOB, 'ended_token') == token then
-  return redis.call('HGET', JOB, 'state')
+local ended = redis.call('HMGET', JOB, 'ended_token', 'nonce', 'state')
+if ended[1] == token and ended[2] == nonce then
+  return ended[3]
 end
-if not holds(token) then
+if not holds(token, nonce) then
   return 'fenced'
 end
 local now = now_ms()
 if outcome == 'queued' and redis.call('HGET', JOB, 'stop') == 'cancel' then
   outcome = 'cancelled'
 end
-redis.call('HINCRBY', JOB, 'charged', ARGV[4])
-redis.call('HINCRBY', JOB, 'lost', ARGV[5])
-redis.call('HSET', JOB, 'ended_token', token, 'stop', '', 'failure', ARGV[9])
-for field, value in pairs({result = ARGV[10], adapter = ARGV[11], log = ARGV[12]}) do
+if ARGV[5] ~= '' then
+  redis.call('HINCRBY', JOB, ARGV[5], 1)
+  redis.call('HSET', JOB, 'avoid', redis.call('HGET', JOB, 'host'))
+end
+redis.call('HSET', JOB, 'ended_token', token, 'stop', '', 'failure', ARGV[10], 'not_before', text(now + ARGV[7]))
+for field, value in pairs({result = ARGV[11], adapter = ARGV[12], log = ARGV[13]}) do
   if value ~= '' then
     redis.call('HSET', JOB, field, value)
   end
 end
 if ARGV[6] == '1' then
-  blame(now, job, token)
+  blame(now)
 elseif outcome == 'completed' then
   redis.call('HSET', HOST, 'faulty_jobs', '[]')
 end
-event(now, job, ARGV[7], token, ARGV[8])
+event(now, job, name, token, data)
 if outcome == 'queued' then
   enqueue(now, job)
 else
   conclude(now, job, outcome)
-  if outcome ~= ARGV[7] then
-    event(now, job, outcome, token, ARGV[8])
+  if outcome ~= name then
+    event(now, job, outcome, token, data)
   end
 end
 return outcome

@@ -12,12 +12,16 @@ else
   return {0, value, 0}
 end
 local gap = now - (redis.call('GET', CLOCK) or now)
-if gap <= tonumber(ARGV[3]) then
+local most = tonumber(ARGV[3])
+if gap >= 0 and gap <= most or gap < 0 and -gap <= most then
   gap = 0
-else
-  for _, deadlines in ipairs({LEASES, PLACED}) do
-    for _, job in ipairs(redis.call('ZRANGE', deadlines, 0, -1)) do
-      redis.call('ZINCRBY', deadlines, text(gap), job)
+end
+if gap ~= 0 then
+  -- A pause, or a clock that was set: what was due then is due as much later, or earlier.
+  local shifted = gap > 0 and {LEASES, PLACED} or {LEASES, PLACED, HOSTS}
+  for _, times in ipairs(shifted) do
+    for _, member in ipairs(redis.call('ZRANGE', times, 0, -1)) do
+      redis.call('ZINCRBY', times, text(gap), member)
     end
   end
 end

@@ -18,6 +18,7 @@ local LEADER, EPOCH, CLOCK, SEQUENCE, HOST = KEYS[12], KEYS[13], KEYS[14], KEYS[
 
 local RECORD_TTL_SECONDS = 90 * 86400 -- how long an ended job is remembered
 local LOG_TTL_SECONDS = 7 * 86400     -- how long its log lines stay here; the store keeps them whole
+local MAX_REST_SECONDS = 300          -- longest time that a host which takes nothing is left alone
 local MAX_FAULTS = 3                  -- different jobs failed in a row that cordon a host
 
 local function text(number)
@@ -66,7 +67,21 @@ local function conclude(now, job, state)
   wake()
 end
 
-local function holds(token)
-  local held = redis.call('HMGET', JOB, 'state', 'token')
-  return held[1] == 'running' and held[2] == token
+-- Whether the caller holds the job: the token fences older attempts, the nonce of the claim one
+-- that a power cut made Redis forget.
+local function holds(token, nonce)
+  local held = redis.call('HMGET', JOB, 'state', 'token', 'nonce')
+  return held[1] == 'running' and held[2] == token and held[3] == nonce
+end
+
+-- A request that is said again, because its answer was lost, gets the answer it had.
+local function answered(request)
+  if redis.call('HGET', JOB, 'request') == request then
+    return redis.call('HGET', JOB, 'answer')
+  end
+end
+
+local function answer(request, text)
+  redis.call('HSET', JOB, 'request', request, 'answer', text)
+  return text
 end

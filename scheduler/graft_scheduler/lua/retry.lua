@@ -1,15 +1,20 @@
 -- Queue a failed or cancelled job again, with its counts cleared; it goes on from its checkpoint.
--- ARGV: job, who asks
+-- ARGV: job, who asks, request
 -- Returns the state it was in.
 local job = ARGV[1]
+local before = answered(ARGV[3])
+if before then
+  return before
+end
 local state = redis.call('HGET', JOB, 'state')
 if state == 'failed' or state == 'cancelled' then
   local now = now_ms()
   redis.call('PERSIST', JOB)
   redis.call('PERSIST', JOB_EVENTS)
   redis.call('PERSIST', JOB_LOG)
-  redis.call('HSET', JOB, 'charged', 0, 'lost', 0, 'failure', '', 'finished_at', '', 'stop', '', 'avoid', '')
+  redis.call('HSET', JOB, 'charged', 0, 'lost', 0, 'stalled', 0, 'failure', '', 'finished_at', '',
+    'stop', '', 'avoid', '', 'not_before', '', 'progress', '')
   event(now, job, 'retried', redis.call('HGET', JOB, 'token'), cjson.encode({by = ARGV[2]}))
   enqueue(now, job)
 end
-return state
+return state and answer(ARGV[3], state)

@@ -1,9 +1,9 @@
 -- Accept a job: record, queue and event in one step.
 -- ARGV: job, spec (JSON), kind, submitter, priority, estimated bytes by backend (JSON) or '', store id, needs remote code (0|1)
--- Returns 1, or 0 when the id exists.
+-- Returns 1, or 0 when the id exists and is another job's.
 local job = ARGV[1]
 if redis.call('EXISTS', JOB) == 1 then
-  return 0
+  return redis.call('HGET', JOB, 'spec') == ARGV[2] and 1 or 0
 end
 local now = now_ms()
 local score = ARGV[5] * 1e13 + redis.call('INCR', SEQUENCE)
