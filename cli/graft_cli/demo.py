@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from graft_scheduler.records import JobRecord
 
 STEPS = 6
-ANSWER_TOKENS = 64
+ANSWER_TOKENS = 40
 ANSWER_SECONDS = 120.0
 LOG_LINES = 15
 QUOTE_WIDTH = 58
@@ -32,6 +32,7 @@ def demo(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Another base: a folder or a hub id.")
     ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train for so many steps.")] = None,
     keep: Annotated[
         Path | None, typer.Option("--keep", metavar="DIR", help="Work in DIR and leave everything there.")
     ] = None,
@@ -43,7 +44,7 @@ def demo(
     from graft_cli.generate import require_mlx
 
     require_mlx()
-    job = demo_job(model or str(samples.base_model()))
+    job = demo_job(model or str(samples.base_model()), steps)
     try:
         with work_folder(keep) as folder:
             run(job, folder)
@@ -70,7 +71,7 @@ def run(job: TrainJob, folder: Path) -> None:
         say("Stopping everything")
 
 
-def demo_job(base: str) -> TrainJob:
+def demo_job(base: str, steps: int | None) -> TrainJob:
     """The job that the demo submits.
 
     Raises:
@@ -79,7 +80,8 @@ def demo_job(base: str) -> TrainJob:
     from graft_scheduler.job_settings import build_train_job
 
     data = str(samples.data_folder())
-    return build_train_job({"model": base, "data": data, "name": "demo", **samples.SETTINGS})
+    settings = {**samples.SETTINGS, **({"steps": steps} if steps else {})}
+    return build_train_job({"model": base, "data": data, "name": "demo", **settings})
 
 
 def options(folder: Path) -> LocalOptions:
@@ -174,7 +176,7 @@ def fetch(service: LocalService, record: JobRecord) -> Path:
 
 def compare(job: TrainJob, adapter: Path) -> None:
     """One question that was held out, answered without and with the adapter."""
-    question = samples.held_out(Path(job.data.source))
+    question = samples.SHOWCASE
     base, adapted = answers(job.model.source, question.prompt, adapter)
     step(6, "Ask both the same held-out question, as `graft generate` does")
     quote("question", question.prompt)

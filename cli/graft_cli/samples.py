@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "samples"
-SETTINGS: dict[str, Any] = {"rank": 8, "learning_rate": 3e-3, "batch_size": 8, "epochs": 1}
-"""What `graft demo` trains with: about two minutes on two cores."""
+SETTINGS: dict[str, Any] = {
+    "rank": 8,
+    "scale": 4.0,
+    "learning_rate": 2e-3,
+    "batch_size": 8,
+    "steps": 70,
+    "evaluation.every": 35,
+    "evaluation.rows": 32,
+}
+"""What `graft demo` trains with: about a minute on two cores."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """One validation row, as a question and the answer that would be right."""
+    """A question that is in no training row, and the answer that would be right."""
 
     prompt: str
     expected: str
+
+
+SHOWCASE = HeldOut(
+    "Could you send the error report at once?", "{action: send, object: error report, when: at once}"
+)
+"""No row of the data speaks of an error report."""
 
 
 def base_model() -> Path:
@@ -34,19 +47,6 @@ def data_folder() -> Path:
 def train_command(model: str, data: str) -> str:
     """A command line that trains `model` on `data`, ready to be pasted."""
     return f"graft train --model {_quoted(model)} \\\n      --data {_quoted(data)}"
-
-
-def held_out(folder: Path, row: int = 0) -> HeldOut:
-    """A row of the validation file: nothing was learned from it."""
-    lines = (folder / "valid.jsonl").read_text().splitlines()
-    return _as_question(json.loads(lines[row]))
-
-
-def _as_question(row: dict[str, Any]) -> HeldOut:
-    if "messages" in row:
-        *before, last = row["messages"]
-        return HeldOut(before[-1]["content"], last["content"])
-    return HeldOut(row["prompt"], row["completion"])
 
 
 def _quoted(text: str) -> str:

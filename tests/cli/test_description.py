@@ -7,7 +7,6 @@ import pytest
 from graft_cli.description import describe, history
 from graft_cli.generate import generate_command
 from graft_cli.listing import progress_of
-from graft_cli.samples import held_out
 from graft_scheduler.job_settings import build_train_job
 from graft_scheduler.messages import TrainResult
 from graft_scheduler.records import Event
@@ -92,21 +91,3 @@ def test_a_prompt_that_looks_like_an_option_stays_a_prompt() -> None:
     command = generate_command("base", "--json", max_tokens=3, temperature=0.0)
 
     assert command[3:] == ["--model=base", "--prompt=--json", "--max-tokens=3", "--temperature=0.0"]
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        '{"messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]}',
-        '{"prompt": "2+2", "completion": "4"}',
-    ],
-)
-def test_a_held_out_row_becomes_a_question_with_its_answer(
-    tmp_path_factory: pytest.TempPathFactory, row: str
-) -> None:
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "valid.jsonl").write_text(row + "\n")
-
-    question = held_out(folder)
-
-    assert (question.prompt, question.expected) == ("2+2", "4")

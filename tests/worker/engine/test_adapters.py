@@ -19,6 +19,7 @@ from graft_scheduler.messages import Start
 from graft_scheduler.states import FailureClass
 from graft_worker.engine import training
 from graft_worker.engine.adapters import attach, choose_modules
+from graft_worker.engine.batches import Budget
 from graft_worker.engine.evaluation import evaluate
 from graft_worker.engine.loading import load_base
 from graft_worker.engine.rows import Reading, tokenise
@@ -149,7 +150,8 @@ def stock_loss(base: Path, texts: Path, adapter: str) -> float:
     """The validation loss of what stock mlx-lm loads; the trained model's own is in its result."""
     model, tokenizer = mlx_lm.load(str(base), adapter_path=adapter)[:2]
     rows = read_rows(texts / "valid.jsonl")
-    return evaluate(model, tokenise(rows, tokenizer, Reading(DataFormat.TEXT, True, 64)).rows, 128).loss
+    encoded = tokenise(rows, tokenizer, Reading(DataFormat.TEXT, True, 64))
+    return evaluate(model, encoded.rows, Budget(128)).loss
 
 
 def stock_logits(base: Path, adapter: str) -> mx.array:

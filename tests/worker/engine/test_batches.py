@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft_worker.engine.batches import MicroBatch, build, cut, padded, plan_order
+from graft_worker.engine.batches import Budget, MicroBatch, build, cut, plan_order
 from graft_worker.engine.rows import TokenRow
 
 ROWS = st.integers(1, 60)
@@ -63,23 +63,23 @@ def test_epochs_have_different_orders_that_only_the_seed_decides() -> None:
 
 @given(widths=st.lists(st.integers(1, 300), min_size=1, max_size=40), budget=st.integers(1, 2000))
 def test_a_cut_holds_every_row_once_within_the_budget(widths: list[int], budget: int) -> None:
-    micro_batches = cut(widths, range(len(widths)), budget)
+    micro_batches = cut(widths, range(len(widths)), Budget(budget))
 
     rows = Counter(number for micro_batch in micro_batches for number in micro_batch.rows)
     assert rows == Counter(range(len(widths)))
     for micro_batch in micro_batches:
-        assert micro_batch.width == padded(max(widths[number] for number in micro_batch.rows))
+        assert micro_batch.width == Budget(budget).padded(max(widths[number] for number in micro_batch.rows))
         assert len(micro_batch.rows) == 1 or len(micro_batch.rows) * micro_batch.width <= budget
 
 
 def test_widths_are_multiples_of_32() -> None:
-    assert [padded(width) for width in (1, 31, 32, 33, 2047)] == [32, 32, 32, 64, 2048]
+    assert [Budget(1).padded(width) for width in (1, 31, 32, 33, 2047)] == [32, 32, 32, 64, 2048]
 
 
 @given(lengths=st.lists(st.integers(2, 80), min_size=1, max_size=6))
 def test_no_target_past_the_end_of_a_row_is_learned(lengths: list[int]) -> None:
     rows = [row(list(range(1, length + 1))) for length in lengths]
-    micro_batch = MicroBatch(tuple(range(len(rows))), padded(max(lengths) - 1))
+    micro_batch = MicroBatch(tuple(range(len(rows))), Budget(1).padded(max(lengths) - 1))
 
     batch = build(rows, micro_batch)
 

@@ -11,7 +11,7 @@ import pytest
 
 from graft_scheduler.jobs import AdapterConfig, ModelRef, Precision
 from graft_worker.engine.adapters import Adapted, Parameters, attach
-from graft_worker.engine.batches import MicroBatch, build, cut
+from graft_worker.engine.batches import Budget, MicroBatch, build, cut
 from graft_worker.engine.dropout import micro_batch_key
 from graft_worker.engine.loading import load_base
 from graft_worker.engine.loss import GradientOfSum, StepGradient, norm, step_gradient
@@ -66,9 +66,9 @@ def test_any_cut_into_micro_batches_gives_the_same_gradient(adapters: Attach) ->
     rows = random_rows([5, 9, 17, 40, 41, 63, 70])
     widths = [row.width for row in rows]
     everything = range(len(rows))
-    whole = gradient_in(adapted, parameters, rows, cut(widths, everything, 10_000))
+    whole = gradient_in(adapted, parameters, rows, cut(widths, everything, Budget(10_000)))
 
-    for budget in (1, 70, 200):
+    for budget in (Budget(1), Budget(70), Budget(200), Budget(200, width_multiple=1)):
         parts = gradient_in(adapted, parameters, rows, cut(widths, everything, budget))
 
         assert parts.tokens == whole.tokens

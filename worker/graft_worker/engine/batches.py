@@ -17,9 +17,22 @@ from graft_scheduler.datasets import permutation
 from graft_worker.engine.rows import TokenRow
 
 WIDTH_MULTIPLE = 32
-"""Widths are rounded up to this: fewer shapes to compile for a little padding."""
+"""Where shapes are compiled widths are rounded up to this: fewer of them for a little padding."""
 KEPT_EPOCHS = 2
 """A step may reach from one epoch into the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be computed at once."""
+
+    tokens: int
+    """Padding included."""
+    width_multiple: int = WIDTH_MULTIPLE
+
+    def padded(self, width: int) -> int:
+        """`width` rounded up to the next allowed one."""
+        return -(-width // self.width_multiple) * self.width_multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +87,21 @@ def plan_order(rows: int, batch_size: int, epochs: float | None, steps: int | No
     return RowOrder(rows, batch_size, max(1, round((epochs or 1.0) * rows)), seed)
 
 
-def cut(widths: Sequence[int], chosen: Sequence[int], budget_tokens: int) -> list[MicroBatch]:
-    """Cut the `chosen` rows into micro-batches of like width within `budget_tokens`, padding included.
+def cut(widths: Sequence[int], chosen: Sequence[int], budget: Budget) -> list[MicroBatch]:
+    """Cut the `chosen` rows into micro-batches of like width within the budget.
 
     A row wider than the budget is a micro-batch of its own.
     """
     batches: list[MicroBatch] = []
     group: list[int] = []
     for row in sorted(chosen, key=lambda row: (widths[row], row)):
-        if group and (len(group) + 1) * padded(widths[row]) > budget_tokens:
-            batches.append(MicroBatch(tuple(group), padded(widths[group[-1]])))
+        if group and (len(group) + 1) * budget.padded(widths[row]) > budget.tokens:
+            batches.append(MicroBatch(tuple(group), budget.padded(widths[group[-1]])))
             group = []
         group.append(row)
     if group:
-        batches.append(MicroBatch(tuple(group), padded(widths[group[-1]])))
+        batches.append(MicroBatch(tuple(group), budget.padded(widths[group[-1]])))
     return batches
-
-
-def padded(width: int) -> int:
-    """`width` rounded up to the next allowed one."""
-    return -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
 def build(rows: Sequence[TokenRow], micro_batch: MicroBatch) -> Batch:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 import mlx.core as mx
 
 from graft_scheduler.states import FailureClass
+from graft_worker.engine.batches import Budget
 from graft_worker.link import JobError
 
 CACHE_SHARE = 10
@@ -45,9 +46,11 @@ def versions() -> dict[str, str]:
     return {"mlx": version("mlx"), "mlx-lm": version("mlx-lm"), "python": platform.python_version()}
 
 
-def tokens_at_once(asked: int) -> int:
-    """How many padded tokens to compute at once here when a job allows `asked`."""
-    return asked if is_gpu() else min(asked, MAX_CPU_TOKENS)
+def budget_here(asked_tokens: int) -> Budget:
+    """What to compute at once here when a job allows `asked_tokens`; nothing is compiled on the CPU."""
+    if is_gpu():
+        return Budget(asked_tokens)
+    return Budget(min(asked_tokens, MAX_CPU_TOKENS), width_multiple=1)
 
 
 def active_bytes() -> int:

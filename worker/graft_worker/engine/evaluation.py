@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mlx import nn
 
-from graft_worker.engine.batches import build, cut
+from graft_worker.engine.batches import Budget, build, cut
 from graft_worker.engine.loss import as_float, summed_loss
 from graft_worker.engine.rows import TokenRow
 
@@ -36,7 +36,7 @@ def perplexity(loss: float) -> float:
 def evaluate(
     model: nn.Module,
     rows: Sequence[TokenRow],
-    budget_tokens: int,
+    budget: Budget,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """The mean loss over all learned tokens of `rows`; `between_batches` may raise to stop."""
@@ -44,7 +44,7 @@ def evaluate(
     loss, tokens = 0.0, 0
     model.eval()
     try:
-        for micro_batch in cut(widths, range(len(rows)), budget_tokens):
+        for micro_batch in cut(widths, range(len(rows)), budget):
             between_batches()
             batch = build(rows, micro_batch)
             loss += as_float(summed_loss(model, batch.inputs, batch.targets, batch.learned))

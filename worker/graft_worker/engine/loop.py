@@ -16,7 +16,7 @@ from graft_scheduler.states import FailureClass, Phase
 from graft_worker.engine.adapters import Adapted, Parameters
 from graft_worker.engine.batches import Batch, RowOrder, build, cut
 from graft_worker.engine.checkpoints import CheckpointFolder, Snapshot, State
-from graft_worker.engine.device import active_bytes, peak_bytes, tokens_at_once
+from graft_worker.engine.device import active_bytes, budget_here, peak_bytes
 from graft_worker.engine.dropout import micro_batch_key
 from graft_worker.engine.evaluation import evaluate
 from graft_worker.engine.loss import GradientOfSum, norm, step_gradient
@@ -84,7 +84,7 @@ class Loop:
         self._optimizer: Optimizer = build_optimizer(task.spec.optimizer, self.parameters)
         self._gradient = GradientOfSum(task.adapted)
         self._widths = [row.width for row in task.train_rows]
-        self._budget_tokens = tokens_at_once(task.spec.micro_batch_tokens)
+        self._budget = budget_here(task.spec.micro_batch_tokens)
         self._recent: deque[StepSums] = deque(maxlen=SMOOTHED_STEPS)
         self._earlier_seconds = earlier_seconds
         self._saved_step = 0
@@ -152,7 +152,7 @@ class Loop:
         evaluation = evaluate(
             self.task.adapted.model,
             self.task.valid_rows,
-            self._budget_tokens,
+            self._budget,
             self._reporter.check_stop,
         )
         if not math.isfinite(evaluation.loss):
@@ -197,7 +197,7 @@ class Loop:
     def _batches(self) -> Iterator[tuple[Batch, mx.array]]:
         """The micro-batches of the next step with their keys; stops in between when told to."""
         rows = self.task.order.at(self.state.step)
-        for place, micro_batch in enumerate(cut(self._widths, rows, self._budget_tokens)):
+        for place, micro_batch in enumerate(cut(self._widths, rows, self._budget)):
             self._reporter.check_stop()
             key = micro_batch_key(self.task.spec.seed, self.state.step, place)
             yield build(self.task.train_rows, micro_batch), key
