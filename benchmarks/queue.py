@@ -8,20 +8,22 @@ is one JSON object.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+# The repository's root in the place of this folder, where this file would stand before the library's `queue`.
+sys.path[0] = str(Path(__file__).parent.parent)
+
 import argparse
 import json
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import psutil
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from graft_scheduler import keys
 from graft_scheduler.client import Client
