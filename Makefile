@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Loaded before tests where the machine has it: MLX's Linux wheel multiplies matrices without a fast BLAS.
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test check check-fast format lint types imports coverage soak clean install

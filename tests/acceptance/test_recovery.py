@@ -68,6 +68,19 @@ def test_a_message_said_twice_is_one_run(fleet: Fleet) -> None:
     assert count_events(client, handle.id)["completed"] == 1
 
 
+def test_nothing_of_a_running_job_is_left_for_celery_to_deliver_again(fleet: Fleet) -> None:
+    client, _ = start(fleet, "one")
+    job = client.submit(LONG).id
+    wait_running(client, job)
+    assignment = client.get(job).assignment
+    assert assignment is not None
+
+    with connect(fleet.redis.url) as redis:
+        eventually(lambda: redis.hlen("unacked") == 0, 5, "acknowledged before the work")
+        assert redis.llen(keys.host_queue(assignment.hosts[0])) == 0
+        assert redis.keys("celery-task-meta-*") == []
+
+
 class LossyBroker(Broker):
     """Loses its first message."""
 
