@@ -1,0 +1,292 @@
+"""The work of one attempt: starts the runner, relays what it says, hands over what it made, and
+explains its death.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis.exceptions import RedisError
+
+from graft_scheduler.errors import Fenced, GraftError, StoreError, Unreachable
+from graft_scheduler.jobs import TrainJob
+from graft_scheduler.messages import Checkpoint, Done, Failed, Start
+from graft_scheduler.records import Failure, Hold, HostInfo, JobRecord, ResumePoint
+from graft_scheduler.runner_process import EXIT_DEADLINE, RunnerProcess
+from graft_scheduler.settings import Settings
+from graft_scheduler.states import Digest, FailureClass, JobState, StopReason
+from graft_scheduler.store import Store
+from graft_scheduler.transitions import Ending, Transitions, ending_after
+from graft_worker.host import HostFolder
+from graft_worker.lease import LeaseKeeper
+from graft_worker.relay import Relay
+from graft_worker.runner import DONE_MARKER
+
+logger = logging.getLogger(__name__)
+
+RECEIVE_SECONDS = 0.1
+RETRY_SECONDS = 1.0
+"""Between two tries to write an outcome while Redis is away."""
+LEAVE_SECONDS = 5.0
+"""How long a worker that was told to stop waits for a Redis that is away."""
+KILLED_FOR_MEMORY = {signal.SIGKILL, signal.SIGABRT}
+"""How a process ends for lack of memory when nobody says so (facts of MLX on Metal and of the system)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What every attempt on this host shares."""
+
+    info: HostInfo
+    folder: HostFolder
+    settings: Settings
+    transitions: Transitions
+    quick: Transitions
+    """On connections that give up well within a lease, for what must not wait."""
+    store: Store
+    leaves: threading.Event
+    """Set when the worker shuts down: jobs are given back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The outcome of an attempt, as it was written."""
+
+    state: JobState
+    ending: Ending
+
+
+class Attempt:
+    """The steps of one attempt, in the order in which they are called."""
+
+    def __init__(self, worker: Worker, hold: Hold, record: JobRecord, keeper: LeaseKeeper) -> None:
+        self._worker, self._hold, self._record, self._keeper = worker, hold, record, keeper
+        self._dir = worker.folder.attempt_dir(record.id, record.token)
+        self._log_path = self._dir / "log.txt"
+        self._relay = Relay(worker.quick, hold, record, self._log_path)
+
+    def run(self) -> Ending:
+        """Work until there is an outcome."""
+        try:
+            self._dir.mkdir(parents=True, exist_ok=True)
+            self._log_path.touch()
+            if (done := self._earlier_done()) is not None:
+                return self._hand_over(done)
+            self._relay.log(f"attempt {self._record.token} on {self._worker.info.name}")
+            start = self._prepare()
+            if self._keeper.stop_reason is not None:
+                return self._stopped(self._keeper.stop_reason)
+            last_word, exit_code = self._drive(start)
+            return self._explain(last_word, exit_code)
+        except Fenced:
+            raise
+        except (StoreError, Unreachable) as error:
+            return self._failed(FailureClass.STORE, str(error))
+        except OSError as error:
+            return self._failed(FailureClass.HOST, f"the host's disk or system failed: {error}")
+        except Exception as error:  # an attempt must not end without an outcome
+            logger.exception("job %s: the supervisor failed", self._record.id)
+            text = f"the worker failed: {type(error).__name__}: {error}"
+            return self._failed(FailureClass.INTERNAL, text, blames_host=True)
+
+    def commit(self, ending: Ending) -> Ended:
+        """Write the outcome, for as long as Redis may be away; a worker that leaves waits less.
+
+        What could not be written is not lost: the lease runs out, or the next attempt on this host
+        finds what was done.
+
+        Raises:
+            Fenced: the assignment is lost.
+        """
+        started_at = time.monotonic()
+        self._flush_last()
+        while True:
+            try:
+                return Ended(
+                    self._worker.transitions.finish(self._hold, self._worker.info.id, ending), ending
+                )
+            except RedisError:
+                leaves = self._worker.leaves.is_set()
+                patience = LEAVE_SECONDS if leaves else self._worker.settings.outage_seconds
+                if time.monotonic() - started_at > patience:
+                    raise
+                time.sleep(RETRY_SECONDS)
+
+    def _flush_last(self) -> None:
+        try:
+            self._relay.flush(is_last=True)
+        except OSError as error:
+            logger.warning("job %s: the end of its log was not read: %s", self._record.id, error)
+
+    def clean(self, state: JobState) -> None:
+        """What an ended job leaves on this host is its log; the rest is in the store."""
+        if state.is_terminal:
+            for folder in [
+                self._dir,
+                *self._worker.folder.earlier_attempts(self._record.id, self._record.token),
+            ]:
+                for name in ("checkpoints", "adapter", "resume", DONE_MARKER):
+                    _remove(folder / name)
+
+    def _earlier_done(self) -> Done | None:
+        """The result of an earlier attempt that finished here but could not say so."""
+        for folder in self._worker.folder.earlier_attempts(self._record.id, self._record.token):
+            if (marker := folder / DONE_MARKER).exists():
+                self._relay.log(f"attempt {folder.name} had finished here; handing over its result")
+                return Done.model_validate_json(marker.read_text())
+        return None
+
+    def _prepare(self) -> Start:
+        """Fetch what the runner needs from the store."""
+        record, spec = self._record, self._record.spec
+        model = data = None
+        if isinstance(spec, TrainJob):
+            model = self._fetch("models", spec.model.digest)
+            data = self._fetch("data", spec.data.digest)
+        resume = None
+        if record.resume is not None:
+            resume = self._dir / "resume"
+            self._worker.store.get_folder(record.resume.digest, resume)
+            self._relay.log(f"going on from step {record.resume.step}")
+        return Start(
+            job=record.id,
+            token=record.token,
+            spec=spec,
+            work_dir=str(self._dir),
+            model_dir=_text(model),
+            data_dir=_text(data),
+            resume_dir=_text(resume),
+            budget_bytes=self._worker.info.budget_bytes,
+            trained_seconds=record.progress.trained_seconds if record.progress else 0.0,
+            deadline=self._keeper.deadline,
+        )
+
+    def _fetch(self, kind: str, digest: Digest | None) -> Path | None:
+        if digest is None:
+            return None
+        folder = self._worker.folder.cache / kind / digest.removeprefix("sha256:")
+        if not folder.exists():
+            self._worker.store.get_folder(digest, folder)
+        return folder
+
+    def _drive(self, start: Start) -> tuple[Done | Failed | None, int]:
+        """Run the runner to its end: its last word, if it had one, and its exit code."""
+        runner = RunnerProcess.spawn(self._log_path)
+        last_word: Done | Failed | None = None
+        try:
+            runner.send(start)
+            self._keeper.attach(runner)
+            self._relay.note_spawn(runner.pid)
+            self._relay.flush()
+            while last_word is None:
+                self._keeper.check()
+                last_word = self._listen(runner)
+                self._relay.flush()
+        except EOFError:
+            pass
+        finally:
+            self._keeper.detach()
+            exit_code = runner.close()
+        self._keeper.check()
+        return last_word, exit_code
+
+    def _listen(self, runner: RunnerProcess) -> Done | Failed | None:
+        """Take everything the runner has said by now; its last word, if that was among it."""
+        message = runner.receive(RECEIVE_SECONDS)
+        while message is not None:
+            match message:
+                case Done() | Failed():
+                    return message
+                case Checkpoint():
+                    self._upload(message)
+                case _:
+                    self._relay.take(message)
+            message = runner.receive(0)
+        return None
+
+    def _upload(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint into the store. Without one training goes on, and the next may be luckier."""
+        try:
+            digest = self._worker.store.put_folder(Path(checkpoint.path))
+        except (GraftError, OSError) as error:
+            self._relay.log(f"warning: checkpoint {checkpoint.step} is not in the store: {error}")
+            return
+        self._relay.note_checkpoint(ResumePoint(digest=digest, step=checkpoint.step))
+
+    def _explain(self, last_word: Done | Failed | None, exit_code: int) -> Ending:
+        match last_word:
+            case Done(stopped=None):
+                return self._hand_over(last_word)
+            case Done(stopped=StopReason() as reason):
+                return self._stopped(reason)
+            case Failed(failure=failure, text=text):
+                return self._failed(failure, text)
+            case None if self._keeper.stop_reason is not None:
+                return self._stopped(self._keeper.stop_reason)
+            case None if exit_code == EXIT_DEADLINE:
+                text = "the runner left at its deadline: this worker had stood still"
+                return self._failed(FailureClass.HOST, text)
+            case _:
+                failure, text = _cause_of_death(exit_code)
+                return self._failed(failure, text, blames_host=failure is FailureClass.INTERNAL)
+
+    def _hand_over(self, done: Done) -> Ending:
+        adapter = None
+        if done.output_dir is not None:
+            adapter = self._worker.store.put_folder(Path(done.output_dir))
+        result = done.result
+        if result is not None and result.predicted_peak_bytes is None:
+            result = result.model_copy(update={"predicted_peak_bytes": self._record.reserved_bytes})
+        return Ending(JobState.COMPLETED, "completed", result=result, adapter=adapter, log=self._store_log())
+
+    def _stopped(self, reason: StopReason) -> Ending:
+        self._relay.log(f"stopped: {reason}")
+        if reason is StopReason.CANCEL:
+            return Ending(JobState.CANCELLED, "cancelled", log=self._store_log())
+        return Ending(JobState.QUEUED, "yielded", {"host": self._worker.info.name}, log=self._store_log())
+
+    def _failed(self, failure: FailureClass, text: str, *, blames_host: bool = False) -> Ending:
+        self._note_failure(f"failed ({failure}): {text}")
+        why = Failure(failure=failure, text=text, host_name=self._worker.info.name, token=self._record.token)
+        return ending_after(why, self._record, self._store_log(), blames_host=blames_host)
+
+    def _note_failure(self, text: str) -> None:
+        try:
+            self._relay.log(text)
+        except OSError as error:
+            logger.warning("job %s: %s; and its log cannot be written: %s", self._record.id, text, error)
+
+    def _store_log(self) -> Digest | None:
+        """The job's whole log: what earlier attempts left, and this one's."""
+        try:
+            earlier = self._worker.store.get_bytes(self._record.log) if self._record.log else b""
+            return self._worker.store.put_bytes(earlier + self._log_path.read_bytes())
+        except (GraftError, OSError) as error:
+            logger.warning("job %s: the log stays in %s: %s", self._record.id, self._log_path, error)
+            return self._record.log
+
+
+def _cause_of_death(exit_code: int) -> tuple[FailureClass, str]:
+    if -exit_code in KILLED_FOR_MEMORY:
+        name = signal.Signals(-exit_code).name
+        return FailureClass.MEMORY, f"the runner was killed ({name}), most likely for lack of memory"
+    if exit_code < 0:
+        return FailureClass.INTERNAL, f"the runner crashed ({signal.Signals(-exit_code).name})"
+    return FailureClass.INTERNAL, f"the runner left without a word (exit code {exit_code}); see the log"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
