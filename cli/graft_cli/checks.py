@@ -70,12 +70,15 @@ def check_mlx() -> Check:
     from graft_cli.installation import probe
 
     if importlib.util.find_spec("mlx") is None:
-        remedy = "to train here, `pip install 'mlx-graft[worker]'`"
+        remedy = "to train here, `pip install '.[worker]'` in Graft's folder"
         return Check("mlx", Verdict.WARNING, "not installed: this machine can submit, not train", remedy)
     device = probe()
     if device.get("error"):
         return Check(
-            "mlx", Verdict.FAILED, str(device["error"]), "reinstall it: `pip install -U 'mlx-graft[worker]'`"
+            "mlx",
+            Verdict.FAILED,
+            str(device["error"]),
+            "reinstall it: `pip install '.[worker]'` in Graft's folder",
         )
     version = device.get("versions", {}).get("mlx", "?")
     return Check(

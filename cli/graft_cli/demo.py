@@ -116,14 +116,14 @@ def work_folder(keep: Path | None) -> Iterator[Path]:
 
 def tell_places(service: LocalService) -> None:
     """Where to look on while it runs."""
-    from graft_cli.processes import flower_url
+    from graft_cli.processes import flower_url, graft_command
 
     say(f"Redis:  {service.settings.redis_url} ({service.redis_kind})")
     say(f"Flower: {flower_url(service.settings)}")
     say(f"        user {service.settings.flower_user}, password {service.flower_password}")
     say("To look on from a second terminal:")
     say(f"    export GRAFT_DATA_DIR={service.settings.data_dir}")
-    say("    graft ps")
+    say(f"    {graft_command()} ps")
 
 
 def submit_and_follow(service: LocalService, job: TrainJob) -> JobRecord:

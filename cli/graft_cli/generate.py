@@ -13,7 +13,7 @@ import typer
 from graft_cli.options import AsJson
 
 COMMAND = ("-m", "graft_worker.generate_command")
-NEEDS_MLX = "this needs MLX on this machine; `pip install 'mlx-graft[worker]'` installs it"
+NEEDS_MLX = "this needs MLX on this machine; `pip install '.[worker]'` in Graft's folder installs it"
 
 
 def generate(

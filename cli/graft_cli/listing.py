@@ -89,7 +89,7 @@ def why(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None) -
     if not explanation.scheduler_alive:
         out.hint("no scheduler runs; `graft scheduler` or `graft up` starts one")
     elif explanation.never_fits:
-        out.hint(f"`graft cancel {record.id}` takes it back; a smaller model or `--max-length` may fit")
+        out.hint(f"`graft cancel {record.id}` takes it back")
 
 
 def progress_of(record: JobRecord) -> str:

@@ -44,6 +44,7 @@ class Output:
         self, header: Sequence[str], rows: Sequence[Sequence[str]], *, shrink: Sequence[int] = ()
     ) -> None:
         """Aligned columns; on a terminal the columns in `shrink` are cut until a row fits."""
+        rows = [[" ".join(cell.split()) for cell in row] for row in rows]
         widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
         if sys.stdout.isatty():
             _shrink(widths, shrink, shutil.get_terminal_size().columns)

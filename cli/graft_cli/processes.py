@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -118,3 +119,10 @@ def flower_url(settings: Settings) -> str:
     """Where a browser finds it."""
     host = f"[{settings.flower_address}]" if ":" in settings.flower_address else settings.flower_address
     return f"http://{host}:{settings.flower_port}"
+
+
+def graft_command() -> str:
+    """What to type for `graft` in another terminal: its path, where the shell would not find it."""
+    import shutil
+
+    return "graft" if shutil.which("graft") else str(Path(sys.argv[0]).absolute())

@@ -79,7 +79,7 @@ def ephemeral_redis(data_dir: Path) -> LocalRedis:
         return LocalRedis(Service("redis", command, grace_seconds=1.0), port, "a Redis in Python (fakeredis)")
     raise InvalidInput(
         "no Redis and no substitute found; `brew install redis`, `apt install redis-server` or "
-        "`pip install 'mlx-graft[ephemeral]'` gets one"
+        "`pip install '.[ephemeral]'` in Graft's folder gets one"
     )
 
 

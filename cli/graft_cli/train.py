@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graft_cli.exits import ExitCode
 from graft_cli.options import AsJson, RedisUrl, Timeout, connect
 from graft_cli.output import out
 
@@ -121,8 +122,12 @@ def train_locally(job: TrainJob, output: Path | None, *, as_json: bool) -> None:
     from graft_scheduler.local import run_locally
 
     destination = output or Path("graft-local")
-    with LocalProgress(title=job.name or "training here") as progress:
-        result = run_locally(job, destination, progress.take)
+    try:
+        with LocalProgress(title=job.name or "training here") as progress:
+            result = run_locally(job, destination, progress.take)
+    except KeyboardInterrupt:
+        out.note(f"stopped; the same command goes on from the checkpoint in {destination}")
+        raise typer.Exit(ExitCode.DETACHED) from None
     out.note(summary(result))
     adapter = destination.expanduser().absolute() / "adapter"
     if as_json:

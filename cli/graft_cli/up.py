@@ -10,7 +10,7 @@ from graft_cli import samples
 from graft_cli.amounts import size
 from graft_cli.options import DataDir, RedisUrl, StoreUrl
 from graft_cli.output import out
-from graft_cli.processes import Memory, Slots, WorkerName, flower_url
+from graft_cli.processes import Memory, Slots, WorkerName, flower_url, graft_command
 
 if TYPE_CHECKING:
     from graft_cli.local_service import LocalOptions, LocalService
@@ -117,7 +117,11 @@ def other_terminal(service: LocalService) -> list[str]:
     lines = []
     if running_up(load_settings().data_dir).get("redis_url") != service.settings.redis_url:
         lines.append(f"export GRAFT_DATA_DIR={service.settings.data_dir}")
-    return [*lines, "graft ps", samples.train_command(str(samples.base_model()), str(samples.data_folder()))]
+    return [
+        *lines,
+        f"{graft_command()} ps",
+        samples.train_command(str(samples.base_model()), str(samples.data_folder())),
+    ]
 
 
 def _line(name: str, value: str) -> None:

@@ -33,12 +33,21 @@ def logs(
     """Print a job's log."""
     with connect(redis_url) as client:
         job_id = client.get(job).id
-        if as_json:
+        if follow and as_json:
+            refuse_follow_json()
+        elif as_json:
             out.json(client.log_lines(job_id))
         elif not follow:
             print_log(client, job_id)
         else:
             follow_log(client, job_id)
+
+
+def refuse_follow_json() -> None:
+    """Raises `InvalidInput`: a document is whole, and a followed log is not."""
+    from graft_scheduler.errors import InvalidInput
+
+    raise InvalidInput("`--json` prints the log as one document, so it does not go with `--follow`")
 
 
 def print_log(client: Client, job_id: str) -> None:
@@ -105,7 +114,7 @@ def watch(
         while record is None or not record.state.is_terminal:
             check()
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"job {job_id} did not end within {timeout:g} s; it goes on")
+                raise timed_out(client, job_id, timeout or 0)
             record = changes.take(TICK_SECONDS) or record
             if record is not None and not record.state.is_terminal:
                 view.show(title_of(record), record.progress if record.state == "running" else None)
@@ -170,6 +179,19 @@ class Waiting:
             view.say(f"waiting: {explanation.summary}")
 
 
+def timed_out(client: Client, job_id: str, timeout: float) -> Exception:
+    """The error for a job that did not end in time: it still waits for memory or a slot, or it runs."""
+    from graft_scheduler.errors import DoesNotFit
+
+    explanation = client.why(job_id)
+    reasons = [f"{one.host_name}: {one.reason}" for one in explanation.hosts if one.is_full]
+    if reasons and len(reasons) == len(explanation.hosts):
+        return DoesNotFit(
+            f"job {job_id} found no room within {timeout:g} s and waits on; {'; '.join(reasons)}"
+        )
+    return TimeoutError(f"job {job_id} did not end within {timeout:g} s; it goes on")
+
+
 def never_fits(job_id: str, reasons: list[str]) -> Exception:
     """The error for a job that no registered host can ever run."""
     from graft_scheduler.errors import NeverFits
@@ -208,7 +230,8 @@ def tell_outcome(record: JobRecord) -> None:
                 out.hint(f"`graft pull {record.id}` brings the adapter")
         case "cancelled":
             out.note(f"job {record.id} was cancelled")
-            out.hint(f"`graft retry {record.id}` goes on from its last checkpoint")
+            if record.resume:
+                out.hint(f"`graft retry {record.id}` goes on from its last checkpoint")
         case "failed" if record.failure:
             out.error(f"job {record.id} failed ({record.failure.failure}): {record.failure.text}")
             out.hint(remedy(record))

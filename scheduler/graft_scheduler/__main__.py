@@ -9,21 +9,23 @@ import threading
 from types import FrameType
 
 from graft_scheduler.broker import Broker, make_app
-from graft_scheduler.errors import GraftError
+from graft_scheduler.errors import GraftError, Unreachable
 from graft_scheduler.leader import Scheduler
-from graft_scheduler.redis_connection import connect
+from graft_scheduler.redis_connection import connect, reachable
 from graft_scheduler.settings import hide_password, load_settings
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT; 2 when the settings are wrong."""
+    """Run until SIGTERM or SIGINT; 2 when the settings are wrong, 8 without Redis."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         settings = load_settings()
         redis = connect(settings.redis_url)
+        with reachable(settings.redis_url):
+            redis.ping()
     except GraftError as error:
         print(f"graft scheduler: {error}", file=sys.stderr)
-        return 2
+        return 8 if isinstance(error, Unreachable) else 2
     stop = threading.Event()
 
     def leave(number: int, frame: FrameType | None) -> None:

@@ -6,7 +6,8 @@ GraftError
 ├── NotAllowed        the caller may not do this
 ├── Conflict          the thing is not in a state that allows this
 ├── Unreachable       Redis or the store is not there; try again
-├── DoesNotFit        no host has the memory now, or none ever will (`never`)
+├── DoesNotFit        no host has the room now: try again later
+    │   └── NeverFits     and no registered host ever will
 ├── Fenced            the assignment was lost: stop, write nothing
 ├── StoreError        an artifact is missing or is not what its digest says
 └── JobFailed         the job being waited for did not complete

@@ -12,7 +12,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from graft_scheduler.broker import make_app
-from graft_scheduler.errors import GraftError, NotAllowed
+from graft_scheduler.errors import GraftError, NotAllowed, Unreachable
+from graft_scheduler.redis_connection import connect, reachable
 from graft_scheduler.settings import Settings, load_settings
 
 INSPECT_MS = 10_000
@@ -24,13 +25,15 @@ OFFLINE_SECONDS = 86_400
 
 
 def main() -> int:
-    """Serve until told to stop; 2 for bad settings, 4 for an address that would be open to others."""
+    """Serve until told to stop; 2 for bad settings, 4 for an address open to others, 8 without Redis."""
     try:
         settings = load_settings()
         password = check_password(settings)
+        with reachable(settings.redis_url), connect(settings.redis_url) as redis:
+            redis.ping()
     except GraftError as error:
         print(f"graft flower: {error}", file=sys.stderr)
-        return 4 if isinstance(error, NotAllowed) else 2
+        return {NotAllowed: 4, Unreachable: 8}.get(type(error), 2)
     if settings.flower_password is None:
         print(f"Flower: user {settings.flower_user}, password {password}", file=sys.stderr)
     serve(settings, password)
@@ -64,7 +67,7 @@ def is_loopback(address: str) -> bool:
 
 
 def serve(settings: Settings, password: str) -> None:
-    """Run Flower in this process. The password is set here: arguments and environments show in `ps`."""
+    """Run Flower in this process. The password is set here, as arguments show in `ps`."""
     import flower.options  # noqa: F401  # defines the options
     from tornado.options import options
 

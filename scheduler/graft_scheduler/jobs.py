@@ -26,7 +26,7 @@ MIB = 1 << 20
 class Spec(BaseModel):
     """Base of everything a person specifies: frozen, and closed to unknown names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Method(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,15 +12,18 @@ from graft_scheduler.basemodels import local_folder
 from graft_scheduler.channel import sleepless_clock
 from graft_scheduler.errors import Conflict, InvalidInput, JobFailed
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.messages import Done, Extend, Failed, RunnerMessage, Start, Stop, TrainResult
+from graft_scheduler.messages import Done, Extend, Failed, Log, RunnerMessage, Start, Stop, TrainResult
 from graft_scheduler.runner_process import RunnerProcess
 from graft_scheduler.states import JobId, StopReason, Token
 
 JOB = JobId("local")
 TOKEN = Token(1)
+LOG_NAME = "log.txt"
 TICK_SECONDS = 0.5
 LIFE_SECONDS = 60.0
 """How long the runner may live without a word from here."""
+STOP_SECONDS = 30.0
+"""How long it may take to save a checkpoint when it is told to stop."""
 
 
 def run_locally(job: TrainJob, output: Path, on_message: Callable[[RunnerMessage], None]) -> TrainResult:
@@ -38,11 +42,14 @@ def run_locally(job: TrainJob, output: Path, on_message: Callable[[RunnerMessage
     output = output.expanduser().absolute()
     if (output / "adapter").exists():
         raise Conflict(f"{output}/adapter exists; name another --output or remove it")
-    output.mkdir(parents=True, exist_ok=True)
-    runner = RunnerProcess.spawn(output / "log.txt")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"`--output` is {output}, which cannot be made: {error.strerror}") from error
+    runner = RunnerProcess.spawn(output / LOG_NAME)
     try:
         runner.send(_start(checked, output))
-        return _relay(runner, on_message)
+        return _relay(runner, output / LOG_NAME, on_message)
     finally:
         runner.close()
 
@@ -73,22 +80,40 @@ def _data_folder(source: Path, output: Path) -> Path:
     return folder
 
 
-def _relay(runner: RunnerProcess, on_message: Callable[[RunnerMessage], None]) -> TrainResult:
+def _relay(runner: RunnerProcess, log_path: Path, on_message: Callable[[RunnerMessage], None]) -> TrainResult:
     try:
         while True:
             message = runner.receive(TICK_SECONDS)
             runner.send(Extend(job=JOB, token=TOKEN, deadline=sleepless_clock() + LIFE_SECONDS))
             if message is not None:
                 on_message(message)
+            if isinstance(message, Log):
+                with log_path.open("a") as log:
+                    log.write(message.text + "\n")
             if isinstance(message, Failed):
                 raise JobFailed(f"{message.failure}: {message.text}")
             if isinstance(message, Done):
                 return _result(message)
     except EOFError as error:
-        raise JobFailed(f"the runner died (exit code {runner.close()}); see log.txt") from error
+        raise JobFailed(f"the runner died (exit code {runner.close()}); see {log_path}") from error
     except KeyboardInterrupt:
-        runner.send(Stop(job=JOB, token=TOKEN, reason=StopReason.CANCEL))
+        _stop(runner, on_message)
         raise
+
+
+def _stop(runner: RunnerProcess, on_message: Callable[[RunnerMessage], None]) -> None:
+    """Let the runner save a checkpoint and leave."""
+    deadline = time.monotonic() + STOP_SECONDS
+    runner.send(Stop(job=JOB, token=TOKEN, reason=StopReason.CANCEL))
+    try:
+        while time.monotonic() < deadline:
+            message = runner.receive(TICK_SECONDS)
+            if message is not None:
+                on_message(message)
+            if isinstance(message, Done | Failed):
+                return
+    except EOFError:
+        return
 
 
 def _result(done: Done) -> TrainResult:

@@ -55,6 +55,9 @@ class Backend(StrEnum):
     CPU = "cpu"
 
 
+CPU_TOKENS = 256
+"""Computed at once on the CPU: a small model needs a second for them, and a stop must wait as long."""
+
 LOGIT_BYTES: dict[Backend, int] = {Backend.METAL: 8, Backend.CUDA: 16, Backend.CPU: 16}
 """For each token and word of the vocabulary: logits, loss and their gradients, in float32.
 
@@ -163,6 +166,11 @@ def estimate_peak(
     )
 
 
+def tokens_at_once(asked: int, backend: Backend) -> int:
+    """How many padded tokens the engine computes at once where a job allows `asked`."""
+    return min(asked, CPU_TOKENS) if backend is Backend.CPU else asked
+
+
 def format_bytes(number_of_bytes: int) -> str:
     """`13.4 GB`: powers of 1024 under the names that Macs are sold with, as `parse_bytes` reads them."""
     value = float(number_of_bytes)
@@ -252,8 +260,8 @@ def _adapted(shape: _Shape) -> list[_Linear]:
     targets = shape.job.adapter.targets
     if targets is None:
         return linears
-    chosen = [linear for linear in linears if any(_names(target, linear.name) for target in targets)]
-    unknown = [target for target in targets if not any(_names(target, linear.name) for linear in linears)]
+    chosen = [linear for linear in linears if any(is_target(target, linear.name) for target in targets)]
+    unknown = [target for target in targets if not any(is_target(target, linear.name) for linear in linears)]
     widest = max(linears, key=lambda linear: linear.parameters_per_rank)
     return chosen + [widest] * len(unknown)
 
@@ -274,5 +282,6 @@ def _linears(shape: _Shape) -> list[_Linear]:
     ]
 
 
-def _names(target: str, module: str) -> bool:
+def is_target(target: str, module: str) -> bool:
+    """Whether `target`, a name, a path's end or a pattern, means the module at this path in a block."""
     return module == target or module.endswith(f".{target}") or fnmatchcase(module, target)

@@ -75,7 +75,7 @@ class Ready(Message):
 
     type: Literal["ready"] = "ready"
     seconds: float
-    """From the runner's first line to here."""
+    """From the start of the runner's process to here."""
     versions: dict[str, str] = Field(default_factory=dict)
     device: str = ""
 

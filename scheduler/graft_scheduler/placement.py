@@ -80,6 +80,8 @@ class HostReason:
     reason: str
     fits_ever: bool
     """Whether waiting can help, with the host as it is registered."""
+    is_full: bool = False
+    """It could run the job, had others not taken its memory or its slots."""
 
 
 def place(pending: Sequence[PendingJob], hosts: Sequence[HostRoom]) -> list[Placement]:
@@ -161,10 +163,12 @@ def _is_able(job: PendingJob, host: HostRoom) -> bool:
 
 def _refusal(job: PendingJob, host: HostRoom) -> HostReason | None:
     """Why the host cannot take the job now; nothing when it can."""
-    never, later = _never(job, host), _not_now(job, host)
-    if never is not None:
+    if (never := _never(job, host)) is not None:
         return HostReason(host.name, never, fits_ever=False)
-    return None if later is None else HostReason(host.name, later, fits_ever=True)
+    if (later := _not_now(job, host)) is not None:
+        return HostReason(host.name, later, fits_ever=True)
+    full = _full(job, host)
+    return None if full is None else HostReason(host.name, full, fits_ever=True, is_full=True)
 
 
 def _never(job: PendingJob, host: HostRoom) -> str | None:
@@ -192,7 +196,11 @@ def _not_now(job: PendingJob, host: HostRoom) -> str | None:
     if host.rest_seconds > 0:
         return f"it took none of its last {host.missed_claims} jobs; tried again in {host.rest_seconds:.0f} s"
     if job.pause_seconds > 0:
-        return f"the store failed the job; it is placed again in {job.pause_seconds:.0f} s"
+        return f"the job failed to fetch what it needs; it is placed again in {job.pause_seconds:.0f} s"
+    return None
+
+
+def _full(job: PendingJob, host: HostRoom) -> str | None:
     if host.used_slots >= host.slots:
         return f"busy: {host.used_slots} of {host.slots} slots in use"
     needed = reserved_bytes(job, host)

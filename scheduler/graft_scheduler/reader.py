@@ -190,7 +190,7 @@ def _summary(
     if never:
         return "no registered host can ever run it"
     if ahead:
-        return f"{ahead} jobs are ahead of it in the queue"
+        return f"{ahead} {'job is' if ahead == 1 else 'jobs are'} ahead of it in the queue"
     return "it is first in the queue and waits for a host"
 
 

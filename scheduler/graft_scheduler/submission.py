@@ -7,9 +7,10 @@ from pathlib import Path
 
 from graft_scheduler import datasets
 from graft_scheduler.basemodels import BaseModel, local_folder, read_base_model
+from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hub import fetch_hub_config
-from graft_scheduler.jobs import CountJob, DataRef, ModelRef, TrainJob
-from graft_scheduler.memory import Backend, estimate_peak
+from graft_scheduler.jobs import CountJob, DataFormat, DataRef, ModelRef, TrainJob
+from graft_scheduler.memory import Backend, estimate_peak, tokens_at_once
 from graft_scheduler.store import Store
 
 TEMPLATE_TOKENS = 64
@@ -37,6 +38,8 @@ def check(job: TrainJob | CountJob) -> Submission:
         return Submission(job, _the_same(job.limits.memory_bytes or job.memory_bytes))
     model, base = _locate(job.model)
     data, longest_tokens = _locate_data(job.data)
+    if base is not None:
+        _check_base(job, base, data)
     has_length = job.epochs is not None or job.steps is not None
     epochs = job.epochs if has_length else 1.0
     spec = job.model_copy(update={"model": model, "data": data, "epochs": epochs})
@@ -65,6 +68,23 @@ def _locate(model: ModelRef) -> tuple[ModelRef, BaseModel | None]:
     return model.model_copy(update={"revision": found.commit}), found.base
 
 
+def _check_base(job: TrainJob, base: BaseModel, data: DataRef) -> None:
+    """Refuse what the base's files already show to be impossible."""
+    source = job.model.source
+    if not base.has_tokenizer:
+        raise InvalidInput(f"the model {source} has no tokenizer; add the tokenizer.json of its original")
+    if data.format is DataFormat.CHAT and not base.has_chat_template:
+        raise InvalidInput(
+            f"the data are chats and the model {source} has no chat template; "
+            "use a chat model, or rows of `prompt` and `completion`"
+        )
+    if job.adapter.layers is not None and job.adapter.layers > base.num_layers:
+        raise InvalidInput(
+            f"`adapter.layers` is {job.adapter.layers}; it must be at most {base.num_layers}, "
+            f"the blocks of {source}"
+        )
+
+
 def _locate_data(data: DataRef) -> tuple[DataRef, int]:
     """The data set by its absolute path, and more tokens than its longest row has."""
     path = Path(data.source).expanduser().absolute()
@@ -78,7 +98,12 @@ def _estimate(spec: TrainJob, base: BaseModel | None, longest_tokens: int) -> di
         return _the_same(spec.limits.memory_bytes)
     if base is None:
         return None
-    return {one.value: estimate_peak(base, spec, longest_tokens, one).total_bytes for one in Backend}
+    return {one.value: _estimate_on(one, spec, base, longest_tokens) for one in Backend}
+
+
+def _estimate_on(backend: Backend, spec: TrainJob, base: BaseModel, longest_tokens: int) -> int:
+    cut = spec.model_copy(update={"micro_batch_tokens": tokens_at_once(spec.micro_batch_tokens, backend)})
+    return estimate_peak(base, cut, longest_tokens, backend).total_bytes
 
 
 def _the_same(size: int) -> dict[str, int]:

@@ -52,6 +52,7 @@ def base(tmp_path: Path) -> Path:
     header = json.dumps({"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     return folder
 
 
@@ -100,6 +101,8 @@ def test_a_submitted_job_carries_everything_it_needs_to_run_again(
         (lambda base, data: (base / "config.json").unlink(), "config.json"),
         (lambda base, data: base.rename(base.with_name("moved")), "does not exist|no such folder"),
         (lambda base, data: data.write_text(""), "has no rows"),
+        (lambda base, data: (base / "tokenizer.json").unlink(), "has no tokenizer"),
+        (lambda base, data: (base / "tokenizer_config.json").unlink(), "has no chat template"),
     ],
 )
 def test_what_can_never_work_is_refused_and_nothing_is_queued(
@@ -112,6 +115,11 @@ def test_what_can_never_work_is_refused_and_nothing_is_queued(
 
     assert redis.zcard(keys.QUEUE) == 0
     assert redis.keys(keys.PREFIX + "job:*") == []
+
+
+def test_more_layers_than_the_base_has_are_refused(client: Client, base: Path, data: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"`adapter\.layers` is 99; it must be at most 1"):
+        client.submit(train_job(base, data, adapter={"layers": 99}))
 
 
 def test_a_limit_on_memory_replaces_the_estimate(client: Client, base: Path, data: Path) -> None:
@@ -183,7 +191,7 @@ def test_a_second_job_is_told_how_many_are_ahead(
     client.submit(CountJob())
     job = client.submit(CountJob()).id
 
-    assert "1 jobs are ahead" in client.why(job).summary or "1 job is ahead" in client.why(job).summary
+    assert "1 job is ahead" in client.why(job).summary
 
 
 def test_only_a_completed_job_can_be_pulled(client: Client, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_runner_leaves_at_its_deadline(tmp_path: Path) -> None:
 
 def test_an_extended_runner_lives_on(tmp_path: Path) -> None:
     runner = RunnerProcess.spawn(tmp_path / "log.txt")
-    runner.send(start(tmp_path, life_seconds=1.5, steps=40, step_seconds=0.05))
+    runner.send(start(tmp_path, life_seconds=4, steps=100, step_seconds=0.05))
     runner.send(Extend(job=JOB, token=TOKEN, deadline=sleepless_clock() + 60))
 
     assert isinstance(hear(runner)[-1], Done)

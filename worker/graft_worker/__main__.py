@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from graft_scheduler.errors import Conflict, GraftError, Unreachable
+from graft_scheduler.errors import Conflict, GraftError, StoreError, Unreachable
 from graft_scheduler.settings import load_settings
 
 
@@ -33,7 +33,7 @@ def _serve(flags: dict[str, str | None]) -> int:
         return serve(load_settings(flags))
     except GraftError as error:
         print(f"graft worker: {error}", file=sys.stderr)
-        return {Unreachable: 8, Conflict: 7}.get(type(error), 2)
+        return {Unreachable: 8, Conflict: 7, StoreError: 1}.get(type(error), 2)
 
 
 if __name__ == "__main__":

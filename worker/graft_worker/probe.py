@@ -66,7 +66,7 @@ def read_device() -> Device:
     try:
         import mlx.core as mx
     except ImportError as error:
-        return _of_machine(f"MLX cannot be imported ({error}); pip install 'mlx-graft[worker]'")
+        return _of_machine(f"MLX cannot be imported ({error}); `pip install '.[worker]'` in Graft's folder")
     if mx.metal.is_available():
         info = mx.device_info()
         working_set = int(info["max_recommended_working_set_size"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from graft_scheduler.jobs import AdapterConfig, ModelRef
+from graft_scheduler.memory import is_target
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.dropout import KeyedDropout
 from graft_worker.link import JobError
@@ -77,10 +77,10 @@ def choose_modules(available: Sequence[str], targets: Sequence[str] | None) -> t
     if targets is None:
         return tuple(available)
     for target in targets:
-        if not any(_names(target, module) for module in available):
+        if not any(is_target(target, module) for module in available):
             text = f"`adapter.targets` has `{target}`, which is none of the model's linear layers"
             raise JobError(FailureClass.CONFIG, f"{text}: {', '.join(available)}")
-    return tuple(module for module in available if any(_names(target, module) for target in targets))
+    return tuple(module for module in available if any(is_target(target, module) for target in targets))
 
 
 def adapter_config(adapted: Adapted, config: AdapterConfig, model: ModelRef) -> dict[str, Any]:
@@ -117,10 +117,6 @@ def _linear_modules(blocks: Sequence[nn.Module]) -> list[str]:
             if isinstance(module, LINEAR_LAYERS) or hasattr(module, "to_lora"):
                 found[path] = None
     return sorted(found)
-
-
-def _names(target: str, module: str) -> bool:
-    return module == target or module.endswith(f".{target}") or fnmatchcase(module, target)
 
 
 def _lora_parameters(config: AdapterConfig, modules: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import mlx.core as mx
 
+from graft_scheduler.memory import Backend, tokens_at_once
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.batches import Budget
 from graft_worker.link import JobError
@@ -17,8 +18,6 @@ from graft_worker.link import JobError
 CACHE_SHARE = 10
 """MLX may keep one part in this many of its budget as freed buffers, which its peak leaves out."""
 MIN_CACHE_BYTES = 64 << 20
-MAX_CPU_TOKENS = 256
-"""Computed at once on the CPU: a small model needs a second for them, and a stop must wait as long."""
 
 OUT_OF_MEMORY_WORDS = (
     "insufficient memory",
@@ -50,7 +49,7 @@ def budget_here(asked_tokens: int) -> Budget:
     """What to compute at once here when a job allows `asked_tokens`; nothing is compiled on the CPU."""
     if is_gpu():
         return Budget(asked_tokens)
-    return Budget(min(asked_tokens, MAX_CPU_TOKENS), width_multiple=1)
+    return Budget(tokens_at_once(asked_tokens, Backend.CPU), width_multiple=1)
 
 
 def active_bytes() -> int:
@@ -105,14 +104,14 @@ def _memory_errors() -> Iterator[None]:
         raise JobError(FailureClass.MEMORY, f"MLX ran out of memory at {peak} MiB: {error}") from error
 
 
-def _set_limits(budget_bytes: int | None) -> tuple[int, int] | None:
-    if budget_bytes is None:
-        return None
-    cache_bytes = max(MIN_CACHE_BYTES, budget_bytes // CACHE_SHARE)
-    return mx.set_memory_limit(budget_bytes), mx.set_cache_limit(cache_bytes)
+def _set_limits(budget_bytes: int | None) -> tuple[int | None, int]:
+    """The limits before; the cache is bounded without a budget too, as nothing else bounds it."""
+    cache_bytes = max(MIN_CACHE_BYTES, (budget_bytes or 0) // CACHE_SHARE)
+    memory_before = None if budget_bytes is None else mx.set_memory_limit(budget_bytes)
+    return memory_before, mx.set_cache_limit(cache_bytes)
 
 
-def _restore_limits(limits: tuple[int, int] | None) -> None:
-    if limits is not None:
+def _restore_limits(limits: tuple[int | None, int]) -> None:
+    if limits[0] is not None:
         mx.set_memory_limit(limits[0])
-        mx.set_cache_limit(limits[1])
+    mx.set_cache_limit(limits[1])

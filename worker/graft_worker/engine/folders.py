@@ -16,7 +16,12 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     aside = folder.parent / f"{PARTIAL_PREFIX}{folder.name}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    write(aside)
+    try:
+        write(aside)
+    except RuntimeError as error:
+        if "unable to write" in str(error).lower():  # MLX's word for a full or broken disk
+            raise OSError(f"{aside} cannot be written: {error}") from error
+        raise
     for path in aside.iterdir():
         _sync(path)
     _sync(aside)

@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_model, load_tokenizer
 
+from graft_scheduler.basemodels import looks_like_path
 from graft_scheduler.jobs import ModelRef, Precision
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.device import is_gpu, is_out_of_memory
@@ -88,9 +89,8 @@ def find_model(ref: ModelRef) -> Path:
     Raises:
         JobError: neither exists (class `config`), or the hub does not answer (class `store`).
     """
-    local = Path(ref.source).expanduser()
-    if local.is_dir():
-        return local
+    if looks_like_path(ref.source) and (folder := Path(ref.source).expanduser()).is_dir():
+        return folder
     try:
         return Path(snapshot_download(ref.source, revision=ref.revision, allow_patterns=list(HUB_PATTERNS)))
     except HFValidationError as error:

@@ -91,6 +91,7 @@ def _agreement(task: Task, base: Base) -> dict[str, Any]:
         "adapter.dropout": spec.adapter.dropout,
         "adapter.layers": len(task.adapted.blocks),
         "adapter.targets": list(task.adapted.modules),
+        "precision": str(base.dtype),
         "steps": task.order.steps,
         "rows to train": task.order.total_rows,
         "training rows of digest": digest(task.train_rows),
