@@ -69,7 +69,8 @@ def flower(
     flags = {"flower_address": address, "flower_port": port, "data_dir": data_dir, "redis_url": redis_url}
     settings = checked(flags)
     password = flower_password(settings)
-    out.note(f"Flower: {flower_url(settings)}  user {settings.flower_user}  password {password}")
+    shown = "the one that is set" if settings.flower_password else password
+    out.note(f"Flower: {flower_url(settings)}  user {settings.flower_user}  password {shown}")
     become(FLOWER, {**flags, "flower_password": password})
 
 

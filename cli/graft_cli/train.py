@@ -126,7 +126,9 @@ def train_locally(job: TrainJob, output: Path | None, *, as_json: bool) -> None:
         with LocalProgress(title=job.name or "training here") as progress:
             result = run_locally(job, destination, progress.take)
     except KeyboardInterrupt:
-        out.note(f"stopped; the same command goes on from the checkpoint in {destination}")
+        has_checkpoint = any((destination.expanduser() / "checkpoints").glob("step-*"))
+        goes_on = f"from the checkpoint in {destination}" if has_checkpoint else "from the start"
+        out.note(f"stopped; the same command goes on {goes_on}")
         raise typer.Exit(ExitCode.DETACHED) from None
     out.note(summary(result))
     adapter = destination.expanduser().absolute() / "adapter"

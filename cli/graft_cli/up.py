@@ -107,7 +107,8 @@ def tell_flower(service: LocalService) -> None:
     """Flower's address and how to get in."""
     settings = service.settings
     _line("Flower", flower_url(settings))
-    _line("", f"user {settings.flower_user}, password {service.flower_password}")
+    shown = "the one that is set" if settings.flower_password else service.flower_password
+    _line("", f"user {settings.flower_user}, password {shown}")
 
 
 def other_terminal(service: LocalService) -> list[str]:
