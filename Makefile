@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# Tests with processes mostly wait: three at a time keep two cores busy.
+PARALLEL := -n 3 --dist worksteal
 
 .PHONY: demo test check check-fast format lint types imports coverage soak clean install
 
@@ -10,14 +12,14 @@ demo: install
 	$(BIN)/graft demo
 
 test: install
-	$(PYTEST)
+	$(PYTEST) $(PARALLEL)
 
 # Format, lint, types, import arrows, then the tests.
 check: lint types imports test
 
 # Without what starts processes: under a minute.
 check-fast: lint types imports
-	$(PYTEST) -m "not processes"
+	$(PYTEST) $(PARALLEL) -m "not processes"
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -34,7 +36,7 @@ imports: install
 	$(BIN)/lint-imports
 
 coverage: install
-	$(PYTEST) --cov --cov-report=term:skip-covered
+	$(PYTEST) $(PARALLEL) --cov --cov-report=term:skip-covered
 
 # The long chaos run; SOAK_JOBS and SOAK_SEED change it.
 soak: install

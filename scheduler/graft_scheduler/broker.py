@@ -54,6 +54,11 @@ def make_app(redis_url: str) -> Celery:
             "health_check_interval": 10,
             "queue_order_strategy": "priority",
             "priority_steps": list(range(10)),
+            # For what is sent: a broker that is away is not waited for, as the record is the truth.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0.1,
+            "interval_max": 0.1,
         },
         enable_utc=True,
     )
