@@ -39,8 +39,8 @@ class Commitment:
 
 def redis_now(redis: Redis) -> float:
     """Seconds since 1970 on Redis' clock."""
-    seconds, microseconds = redis.time()
-    return float(seconds) + float(microseconds) / 1e6
+    reply: Any = redis.time()
+    return _seconds(reply)
 
 
 def read_hosts(redis: Redis, alive_seconds: float) -> list[HostRecord]:
@@ -51,10 +51,10 @@ def read_hosts(redis: Redis, alive_seconds: float) -> list[HostRecord]:
     pipeline.hgetall(keys.COMMITTED)
     for host_id, _ in seen:
         pipeline.hgetall(keys.host(HostId(host_id)))
-    (seconds, _), committed, *hashes = pipeline.execute()
+    time, committed, *hashes = pipeline.execute()
     held = parse_commitments(committed)
     hosts = [
-        _host(fields, info, at / 1000, float(seconds), alive_seconds, held)
+        _host(fields, info, at / 1000, _seconds(time), alive_seconds, held)
         for (_, at), fields in zip(seen, hashes, strict=True)
         if (info := _host_info(fields)) is not None
     ]
@@ -115,12 +115,17 @@ def read_pending_jobs(redis: Redis, ids: Sequence[JobId]) -> list[PendingJob]:
     pipeline.time()
     for job_id in ids:
         pipeline.hmget(keys.job(job_id), *PENDING_FIELDS)
-    (seconds, _), *rows = pipeline.execute()
+    time, *rows = pipeline.execute()
     found = [
-        _pending(job_id, dict(zip(PENDING_FIELDS, row, strict=True)), float(seconds))
+        _pending(job_id, dict(zip(PENDING_FIELDS, row, strict=True)), _seconds(time))
         for job_id, row in zip(ids, rows, strict=True)
     ]
     return [job for job in found if job is not None]
+
+
+def _seconds(time: Sequence[int]) -> float:
+    """Redis' reply to TIME, seconds and microseconds, as seconds."""
+    return time[0] + time[1] / 1e6
 
 
 def _pending(job_id: JobId, fields: Mapping[str, str | None], now: float) -> PendingJob | None:
