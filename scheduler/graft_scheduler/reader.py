@@ -13,7 +13,7 @@ from redis import Redis
 
 from graft_scheduler import fleet, keys
 from graft_scheduler.errors import GraftError, InvalidInput, NotFound
-from graft_scheduler.placement import HostReason, explain_wait
+from graft_scheduler.placement import HostReason, explain_wait, never_fits
 from graft_scheduler.records import Event, HostRecord, JobRecord
 from graft_scheduler.redis_connection import connect, reachable
 from graft_scheduler.settings import Settings
@@ -87,7 +87,7 @@ class Reader:
             alive = self._redis.get(keys.LEADER) is not None
             ahead: Any = self._redis.zrank(keys.QUEUE, record.id)
         reasons = explain_wait(pending, rooms)
-        never = bool(reasons) and not any(one.fits_ever for one in reasons)
+        never = never_fits(pending, rooms)
         waits = record.state is JobState.QUEUED
         return Explanation(
             summary=_summary(record, reasons, alive, never, ahead or 0),

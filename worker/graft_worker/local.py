@@ -78,7 +78,6 @@ def _start(job: TrainJob, folder: Path, resume_from: Path | None) -> Start:
         token=Token(0),
         spec=job,
         work_dir=str(folder),
-        data_dir=None,
         resume_dir=str(resume_from.expanduser().absolute()) if resume_from else None,
         deadline=sleepless_clock() + DAY_SECONDS,
     )
