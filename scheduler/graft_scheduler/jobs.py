@@ -6,34 +6,29 @@ import getpass
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from graft_scheduler.complaints import explain
 from graft_scheduler.errors import InvalidInput
+from graft_scheduler.hyperparameters import (
+    ADAPTER_RATES,
+    FULL_RATE_SHARE,
+    AdapterConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    EvaluationConfig,
+    Method,
+    OptimizerConfig,
+    Output,
+    Precision,
+    QuantizationConfig,
+    ScheduleConfig,
+    Spec,
+    TrackingConfig,
+)
 from graft_scheduler.states import Digest
 
 MIB = 1 << 20
-
-
-class Spec(BaseModel):
-    """Base of everything a person specifies: frozen, and closed to unknown names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Method(StrEnum):
-    """How the base is adapted."""
-
-    LORA = "lora"
-    """Low-rank adapters on a frozen base, quantised or not (Hu et al., arXiv 2106.09685)."""
 
 
 class ModelRef(Spec):
@@ -72,91 +67,6 @@ class DataRef(Spec):
     """Learn only what the assistant says; false learns every token."""
 
 
-class AdapterConfig(Spec):
-    """The shape of the LoRA adapters."""
-
-    rank: int = Field(default=8, ge=1, le=1024)
-    alpha: float | None = Field(default=None, gt=0)
-    """PEFT's convention: the multiplier is `alpha / rank`. Absent: `scale` holds."""
-    scale: float = Field(default=20.0, gt=0)
-    """mlx-lm's convention: the multiplier itself."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] | None = None
-    """Module paths inside a block, such as `self_attn.q_proj`; absent means all linear layers."""
-    layers: int | None = Field(default=None, ge=1)
-    """Adapt only the last N blocks; absent means all."""
-
-    @property
-    def multiplier(self) -> float:
-        """What the low-rank product is scaled by."""
-        return self.scale if self.alpha is None else self.alpha / self.rank
-
-
-class OptimizerName(StrEnum):
-    """Optimizers of the engine, by MLX's names."""
-
-    ADAMW = "adamw"
-    ADAM = "adam"
-    SGD = "sgd"
-
-
-class OptimizerConfig(Spec):
-    """The optimizer and its learning rate."""
-
-    name: OptimizerName = OptimizerName.ADAMW
-    learning_rate: float = Field(default=1e-4, gt=0, le=10)
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Only adamw uses it."""
-    max_grad_norm: float | None = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm; null turns it off."""
-
-
-class ScheduleName(StrEnum):
-    """How the learning rate moves after warm-up."""
-
-    CONSTANT = "constant"
-    LINEAR = "linear"
-    COSINE = "cosine"
-
-
-class ScheduleConfig(Spec):
-    """The learning rate over the optimizer steps."""
-
-    name: ScheduleName = ScheduleName.COSINE
-    warmup: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the steps over which the rate rises from 0."""
-    final: float = Field(default=0.1, ge=0, le=1)
-    """Where linear and cosine end, as a share of the peak rate."""
-
-
-class EvaluationConfig(Spec):
-    """Validation loss, on the same rows every time."""
-
-    every: int | None = Field(default=None, ge=1)
-    """Optimizer steps between evaluations; absent means a tenth of the job."""
-    rows: int | None = Field(default=None, ge=1)
-    """At most this many validation rows, the first of them; absent means all."""
-
-
-class CheckpointConfig(Spec):
-    """What is kept so that a job can go on after an interruption."""
-
-    every: int | None = Field(default=None, ge=1)
-    """Optimizer steps between checkpoints; absent means with every evaluation."""
-    keep: int = Field(default=2, ge=1)
-    """How many checkpoints stay on the host."""
-
-
-class Precision(StrEnum):
-    """The dtype the base computes in."""
-
-    AUTO = "auto"
-    """The base's own on a GPU; float32 on the CPU, where 16 bits are slow and inexact."""
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
 class Limits(Spec):
     """What the job may use before it is stopped."""
 
@@ -189,6 +99,8 @@ class TrainJob(JobBase):
     model: ModelRef
     data: DataRef
     method: Method = Method.LORA
+    quantization: QuantizationConfig | None = None
+    """Of qlora, for a base that is not quantised; absent means 4 bits in groups of 64."""
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -196,6 +108,9 @@ class TrainJob(JobBase):
     """Rows the optimizer sees at each step; memory never changes it."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Most padded tokens computed at once; a cut of the batch that does not change the result."""
+    length_window: int = Field(default=1, ge=1)
+    """Steps whose rows are drawn together and sorted by length, so that a step holds rows of like
+    length; 1 draws every row alone."""
     max_length: int = Field(default=2048, ge=8)
     """Longest row in tokens; longer ones are cut, and counted."""
     epochs: float | None = Field(default=None, gt=0)
@@ -205,8 +120,24 @@ class TrainJob(JobBase):
     precision: Precision = Precision.AUTO
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: slower, with less memory."""
+    compute: ComputeConfig = ComputeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate: what the job names, or the default of its optimizer and method."""
+        if self.optimizer.learning_rate is not None:
+            return self.optimizer.learning_rate
+        rate = ADAPTER_RATES[self.optimizer.name]
+        return rate * FULL_RATE_SHARE if self.method is Method.FULL else rate
+
+    @property
+    def output(self) -> Output:
+        """Which state becomes the adapter."""
+        default = Output.LAST if self.evaluation.patience is None else Output.BEST
+        return self.checkpoint.output or default
 
     @field_validator("model", mode="before")
     @classmethod
@@ -223,6 +154,26 @@ class TrainJob(JobBase):
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"`epochs` is {self.epochs:g} and `steps` is {self.steps}; give one of them")
         return self
+
+    @model_validator(mode="after")
+    def _fits_method(self) -> Self:
+        method = f"the method {self.method.value}"
+        if self.quantization is not None and self.method is not Method.QLORA:
+            raise ValueError(f"`quantization` is set, and {method} does not quantise; use qlora")
+        if self.adapter.rank == "auto" and self.method in {Method.DORA, Method.FULL}:
+            raise ValueError(f"`adapter.rank` is auto, and {method} cannot be cut; use lora or qlora")
+        if self.method is Method.FULL:
+            self._check_full()
+        return self
+
+    def _check_full(self) -> None:
+        for field, value in (
+            ("adapter.targets", self.adapter.targets),
+            ("adapter.dropout", self.adapter.dropout),
+            ("optimizer.lora_plus", self.optimizer.lora_plus),
+        ):
+            if value:
+                raise ValueError(f"`{field}` is {value}, and the method full has no adapters; use lora")
 
 
 class CountJob(JobBase):

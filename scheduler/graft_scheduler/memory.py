@@ -11,7 +11,8 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from graft_scheduler.basemodels import BaseModel
-from graft_scheduler.jobs import OptimizerName, Precision, TrainJob
+from graft_scheduler.hyperparameters import OptimizerName, Precision
+from graft_scheduler.jobs import TrainJob
 
 FLOAT32_BYTES = 4
 ADAPTER_ITEM_BYTES = FLOAT32_BYTES
@@ -216,7 +217,7 @@ def _block_bytes(shape: _Shape) -> int:
         + KEPT_KEYS * shape.kv_width
         + KEPT_MLP * shape.mlp_width
     ) * shape.item_bytes
-    kept += sum(linear.passes for linear in linears) * shape.job.adapter.rank * ADAPTER_ITEM_BYTES
+    kept += sum(linear.passes for linear in linears) * shape.job.adapter.trained_rank * ADAPTER_ITEM_BYTES
     if shape.item_bytes < FLOAT32_BYTES:  # float32 adapters read a float32 copy of their input
         kept += inputs * FLOAT32_BYTES
     if shape.job.adapter.dropout:
@@ -251,7 +252,7 @@ def _workspace_bytes(shape: _Shape) -> int:
 
 def _adapter_parameters(shape: _Shape) -> int:
     block = sum(linear.parameters_per_rank for linear in _adapted(shape))
-    return block * shape.job.adapter.rank * shape.trained_layers
+    return block * shape.job.adapter.trained_rank * shape.trained_layers
 
 
 def _adapted(shape: _Shape) -> list[_Linear]:

@@ -107,7 +107,12 @@ class Progress(Message):
     steps: int
     loss: float | None = None
     learning_rate: float | None = None
+    gradient_norm: float | None = None
+    """Before clipping."""
     tokens_per_second: float | None = None
+    """Tokens learned from; padding and prompts do not count."""
+    padding_share: float | None = None
+    """Of the tokens computed since the last report."""
     memory_bytes: int | None = None
     peak_bytes: int | None = None
     seconds_left: float | None = None
@@ -155,9 +160,17 @@ class TrainResult(BaseModel):
     best_step: int | None = None
     perplexity: float | None = None
     """Of the saved adapter on the validation rows."""
+    saved_step: int | None = None
+    """The step whose state became the adapter: the last one or that of the best loss."""
+    stopped_early: bool = False
+    """The validation loss had not improved for `evaluation.patience` evaluations."""
+    skipped_steps: int = 0
+    """Steps without an update, because their loss or gradient was no number."""
     training_seconds: float = 0.0
     tokens: int = 0
     """Tokens learned from, over all steps."""
+    padding_share: float | None = None
+    """Of the tokens computed in training, by the attempt that finished."""
     tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
     predicted_peak_bytes: int | None = None
@@ -165,6 +178,21 @@ class TrainResult(BaseModel):
     """From the runner's start to the end of its first optimizer step."""
     facts: dict[str, Any] = Field(default_factory=dict)
     """Counts and choices worth keeping: rows cut, rows skipped, dtype, versions."""
+
+    @property
+    def training_time(self) -> float:
+        """Seconds; `training_seconds` by the name that `MLXTrainer` promises."""
+        return self.training_seconds
+
+    @property
+    def peak_memory_gb(self) -> float | None:
+        """In powers of 1024, as Macs are sold."""
+        return None if self.peak_memory_bytes is None else self.peak_memory_bytes / (1 << 30)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Every figure of this result by its name."""
+        return self.model_dump(mode="json")
 
 
 class Done(Message):

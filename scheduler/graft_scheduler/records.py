@@ -67,7 +67,9 @@ class JobProgress(Value):
     loss: float | None = None
     validation_loss: float | None = None
     learning_rate: float | None = None
+    gradient_norm: float | None = None
     tokens_per_second: float | None = None
+    padding_share: float | None = None
     memory_bytes: int | None = None
     peak_bytes: int | None = None
     seconds_left: float | None = None

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graft_scheduler.jobs import ModelRef, Precision
+from graft_scheduler.hyperparameters import Precision
+from graft_scheduler.jobs import ModelRef
 from graft_scheduler.states import FailureClass
 from graft_worker.link import JobError
 

@@ -14,14 +14,16 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from graft_scheduler.datasets import read_rows
-from graft_scheduler.jobs import AdapterConfig, DataFormat, ModelRef, Precision, TrainJob
+from graft_scheduler.hyperparameters import Precision
+from graft_scheduler.jobs import DataFormat, ModelRef, TrainJob
 from graft_scheduler.messages import Start
 from graft_scheduler.states import FailureClass
 from graft_worker.engine import training
 from graft_worker.engine.adapters import attach, choose_modules
-from graft_worker.engine.batches import Budget
-from graft_worker.engine.evaluation import evaluate
+from graft_worker.engine.cutting import Budget
+from graft_worker.engine.evaluation import Evaluator
 from graft_worker.engine.loading import load_base
+from graft_worker.engine.loss import plain_loss
 from graft_worker.engine.rows import Reading, tokenise
 from graft_worker.link import JobError
 from tests.worker.engine.tiny import RecordingLink, make_model, make_tokenizer
@@ -58,9 +60,9 @@ def test_a_target_that_names_nothing_is_refused_with_what_there_is() -> None:
 def test_only_the_last_blocks_are_adapted(base: Path) -> None:
     model = load_base(ModelRef(source=str(base)), None, Precision.AUTO).model
 
-    adapted = attach(model, AdapterConfig(rank=2, layers=1, targets=("q_proj",)), seed=0)
+    adapted = attach(model, job(adapter={"rank": 2, "layers": 1, "targets": ["q_proj"]}), mx.float32)
 
-    assert sorted(adapted.parameters()) == [
+    assert sorted(adapted.masters) == [
         "model.layers.1.self_attn.q_proj.lora_a",
         "model.layers.1.self_attn.q_proj.lora_b",
     ]
@@ -70,7 +72,7 @@ def test_more_layers_than_the_model_has_are_refused(base: Path) -> None:
     model = load_base(ModelRef(source=str(base)), None, Precision.AUTO).model
 
     with pytest.raises(JobError, match=r"`adapter\.layers` is 3; the model has 2 blocks"):
-        attach(model, AdapterConfig(layers=3), seed=0)
+        attach(model, job(adapter={"layers": 3}), mx.float32)
 
 
 def test_fresh_adapters_change_nothing_and_depend_on_the_seed(base: Path) -> None:
@@ -79,9 +81,9 @@ def test_fresh_adapters_change_nothing_and_depend_on_the_seed(base: Path) -> Non
     starts = []
     for seed in (1, 1, 2):
         model = load_base(ModelRef(source=str(base)), None, Precision.AUTO).model
-        adapted = attach(model, AdapterConfig(rank=4), seed)
+        adapted = attach(model, job(seed=seed), mx.float32)
         assert mx.array_equal(model(TOKENS), expected)
-        starts.append(adapted.parameters()["model.layers.0.mlp.up_proj.lora_a"])
+        starts.append(adapted.masters["model.layers.0.mlp.up_proj.lora_a"])
 
     assert mx.array_equal(starts[0], starts[1])
     assert not mx.array_equal(starts[0], starts[2])
@@ -106,8 +108,8 @@ def test_stock_mlx_lm_loads_the_adapter_with_equal_logits(
     assert done.output_dir is not None
     newest = Path(start.work_dir) / "checkpoints" / "step-6"
     for folder in (done.output_dir, str(newest)):
-        assert stock_loss(base, texts, folder) == pytest.approx(done.result.final_loss, rel=1e-7)
-        assert mx.array_equal(stock_logits(base, folder), own_logits(base, job, folder))
+        assert stock_loss(base, texts, folder) == pytest.approx(done.result.final_loss, rel=1e-5)
+        assert mx.allclose(stock_logits(base, folder), own_logits(base, job, folder), atol=1e-5)
 
 
 def test_the_saved_adapter_says_which_base_it_belongs_to(
@@ -146,12 +148,16 @@ def test_a_quantised_base_is_trained_and_its_adapter_loads(
     assert model.layers[0].mlp.up_proj.linear.bits == 4
 
 
+def job(**settings: object) -> TrainJob:
+    return TrainJob.model_validate({"model": "m", "data": "d", "adapter": {"rank": 4}, **settings})
+
+
 def stock_loss(base: Path, texts: Path, adapter: str) -> float:
     """The validation loss of what stock mlx-lm loads; the trained model's own is in its result."""
     model, tokenizer = mlx_lm.load(str(base), adapter_path=adapter)[:2]
     rows = read_rows(texts / "valid.jsonl")
     encoded = tokenise(rows, tokenizer, Reading(DataFormat.TEXT, True, 64))
-    return evaluate(model, encoded.rows, Budget(128)).loss
+    return Evaluator(model, plain_loss(model), encoded.rows, Budget(128))().loss
 
 
 def stock_logits(base: Path, adapter: str) -> mx.array:
@@ -163,7 +169,7 @@ def own_logits(base: Path, job: TrainJob, adapter: str) -> mx.array:
     model = load_base(ModelRef(source=str(base)), None, Precision.AUTO).model
     arrays = mx.load(f"{adapter}/adapters.safetensors")
     assert isinstance(arrays, dict)
-    attach(model, job.adapter, seed=5).put(arrays)
+    attach(model, job.model_copy(update={"seed": 5}), mx.float32).put(arrays)
     logits: mx.array = model(TOKENS)
     return logits
 

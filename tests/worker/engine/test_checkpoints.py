@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx_lm
@@ -116,7 +118,7 @@ def test_another_micro_batch_may_go_on_from_a_checkpoint(make_job: MakeJob, make
         ({"seed": 1}, "was made with seed 0; this job has 1"),
         ({"steps": 7}, "was made with rows to train 24; this job has 28"),
         ({"max_length": 8}, "was made with training rows of digest"),
-        ({"optimizer": {"learning_rate": 1.0}}, "was made with optimizer"),
+        ({"optimizer": {"learning_rate": 1.0}}, "was made with learning_rate 0.003; this job has 1"),
     ],
 )
 def test_a_checkpoint_of_another_job_is_refused(
@@ -161,7 +163,7 @@ def test_arrays_of_other_shapes_are_refused(make_job: MakeJob, make_start: MakeS
 
 
 def test_only_the_newest_checkpoints_stay(make_job: MakeJob, make_start: MakeStart) -> None:
-    start = make_start(make_job(checkpoint={"every": 2, "keep": 2}))
+    start = make_start(make_job(checkpoint={"every": 2, "keep": 2}, evaluation={"every": 6}))
 
     train(start, RecordingLink())
 
@@ -212,36 +214,118 @@ def test_what_an_interrupted_save_left_is_cleared(make_job: MakeJob, make_start:
     assert not left.exists()
 
 
+def test_the_best_checkpoint_stays_and_may_become_the_adapter(
+    make_job: MakeJob, make_start: MakeStart
+) -> None:
+    job = make_job(
+        steps=12,
+        optimizer={"learning_rate": 0.1},
+        schedule={"name": "constant", "warmup": 0.0},
+        evaluation={"every": 1},
+        checkpoint={"keep": 1, "output": "best"},
+    )
+    start, link = make_start(job), RecordingLink()
+
+    result = train(start, link).result
+
+    assert result is not None
+    losses = {message.step: message.loss for message in link.of(Evaluated) if message.step}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 12
+    assert (result.best_step, result.saved_step, result.steps) == (best, best, 12)
+    assert result.perplexity == pytest.approx(math.exp(losses[best]))
+    folder = Path(start.work_dir)
+    kept = {path.name for path in (folder / "checkpoints").glob("step-*")}
+    assert kept == {f"step-{best}", "step-12"}
+    assert are_equal(weights(folder / "adapter"), weights(folder / "checkpoints" / f"step-{best}"))
+
+
+def test_the_best_state_moves_to_another_host_with_the_newest_checkpoint(
+    make_job: MakeJob, make_start: MakeStart, tmp_path: Path
+) -> None:
+    job = make_job(
+        steps=12,
+        optimizer={"learning_rate": 0.1},
+        schedule={"name": "constant", "warmup": 0.0},
+        evaluation={"every": 1},
+        checkpoint={"keep": 1, "output": "best", "every": 1},
+    )
+    whole = train(make_start(job, "whole"), RecordingLink())
+    assert whole.result is not None
+    assert whole.result.best_step is not None
+    folder = checkpoint_of(job, make_start, whole.result.best_step + 2)
+    alone = shutil.move(folder, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "interrupted")
+
+    resumed = train(make_start(job, "resumed", resume_dir=str(alone)), RecordingLink())
+
+    assert resumed.result is not None
+    assert resumed.result.saved_step == whole.result.saved_step
+    assert are_equal(weights(whole.output_dir), weights(resumed.output_dir))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "dora"},
+        {"method": "qlora", "quantization": {"bits": 4, "group_size": 32}},
+        {"method": "full", "adapter": {}},
+        {"optimizer": {"name": "muon", "learning_rate": 1e-3, "lora_plus": 4.0}},
+        {"optimizer": {"name": "adafactor", "learning_rate": 1e-3}},
+        {"optimizer": {"name": "lion", "learning_rate": 1e-4}, "compute": {"batching": "packed"}},
+        {"length_window": 3, "epochs": 1.5, "steps": None, "gradient_checkpointing": True},
+    ],
+    ids=lambda settings: "-".join(str(value) for value in settings.values())[:40],
+)
+def test_every_kind_of_job_goes_on_bit_for_bit(
+    make_job: MakeJob, make_start: MakeStart, settings: dict[str, Any]
+) -> None:
+    job = make_job(**settings, checkpoint={"every": 1})
+    whole = train(make_start(job, "whole"), RecordingLink())
+
+    resumed = train(make_start(job, "resumed", resume_dir=checkpoint_of(job, make_start, 3)), RecordingLink())
+
+    assert are_equal(weights(whole.output_dir), weights(resumed.output_dir))
+
+
 @pytest.mark.processes
-def test_a_process_killed_at_any_moment_leaves_a_checkpoint_to_go_on_from(
+def test_a_kill_at_any_of_20_moments_changes_nothing(
     make_job: MakeJob, make_start: MakeStart, tmp_path: Path, base: Path
 ) -> None:
-    job = make_job(steps=3000, checkpoint={"every": 1}, evaluation={"every": 10_000})
-    output = tmp_path / "killed"
-    code = (
-        "import pathlib, sys; from graft_scheduler.jobs import parse_job; from graft_worker import train; "
-        "train(parse_job(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+    job = make_job(
+        steps=60,
+        adapter={"rank": 4, "dropout": 0.3},
+        checkpoint={"every": 1, "keep": 3},
+        evaluation={"every": 7},
     )
-    child = subprocess.Popen([sys.executable, "-c", code, job.model_dump_json(), str(output)])
+    output, survivors = tmp_path / "killed", []
+    child = subprocess.Popen([sys.executable, "-c", RUN, job.model_dump_json(), str(output)])
     try:
-        for moment in range(6):
-            wait_for_checkpoint(output, after=moment)
+        for moment in range(20):
+            wait_for_checkpoint(output, after=2 * moment)
             time.sleep(random.Random(moment).uniform(0.0, 0.05))
             stop(child.pid)
-            survivor = shutil.copytree(output / "checkpoints", tmp_path / f"moment-{moment}")
-            check_newest(survivor, base)
+            # What stands on the disk now is what a kill at this moment would leave.
+            survivors.append(shutil.copytree(output / "checkpoints", tmp_path / f"moment-{moment}"))
             os.kill(child.pid, signal.SIGCONT)
-        child.send_signal(signal.SIGKILL)
     finally:
         child.kill()
         child.wait()
+    whole = weights(train(make_start(job, "whole"), RecordingLink()).output_dir)
 
-    newest = newest_checkpoint(output / "checkpoints")
-    step = json.loads((newest / "state.json").read_text())["state"]["step"]
-    link = stop_at_step(step + 2)
-    train(make_start(job, resume_dir=str(newest)), link)
+    for moment, survivor in enumerate(survivors):
+        check_newest(survivor, base)
+        newest = str(newest_checkpoint(survivor))
+        resumed = train(make_start(job, f"resumed-{moment}", resume_dir=newest), RecordingLink())
+        assert are_equal(whole, weights(resumed.output_dir))
 
-    assert link.of(Checkpoint)[0].step == step + 1
+
+RUN = """
+import pathlib, sys
+from graft_scheduler.jobs import parse_job
+from graft_worker import train
+train(parse_job(sys.argv[1]), pathlib.Path(sys.argv[2]))
+"""
 
 
 def wait_for_checkpoint(output: Path, after: int, deadline_seconds: float = 60.0) -> None:

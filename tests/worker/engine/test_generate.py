@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import graft_worker
-from graft_scheduler.jobs import ModelRef, Precision, TrainJob
+from graft_scheduler.hyperparameters import Precision
+from graft_scheduler.jobs import ModelRef, TrainJob
 from graft_worker.engine.device import prepared
 from graft_worker.engine.generate import Question, generate, put_adapter
 from graft_worker.engine.loading import load_base

@@ -1,144 +1,218 @@
-"""Token-weighted gradients: the same for any cut, with and without recomputation."""
+"""Token-weighted gradients: the same for any cut, kernel and architecture, recomputed or not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from graft_scheduler.jobs import AdapterConfig, ModelRef, Precision
+from graft_scheduler.hyperparameters import Batching, LossKernel
+from graft_scheduler.jobs import TrainJob
 from graft_worker.engine.adapters import Adapted, Parameters, attach
-from graft_worker.engine.batches import Budget, MicroBatch, build, cut
+from graft_worker.engine.batches import MicroBatch, build
+from graft_worker.engine.cutting import Budget, exact_cutter
 from graft_worker.engine.dropout import micro_batch_key
-from graft_worker.engine.loading import load_base
-from graft_worker.engine.loss import GradientOfSum, StepGradient, norm, step_gradient
+from graft_worker.engine.gradients import GradientOfSum, StepGradient, norm
+from graft_worker.engine.loss import token_loss
+from graft_worker.engine.packing import PACKING_TOLERANCES, difference
 from graft_worker.engine.recompute import recomputed
 from graft_worker.engine.rows import TokenRow
+from graft_worker.engine.scalars import as_float
+from tests.worker.engine.architectures import ARCHITECTURES, RECURRENT, VOCABULARY, make_architecture
 
-Attach = Callable[..., tuple[Adapted, Parameters]]
-
-
-@pytest.fixture
-def adapters(base: Path) -> Attach:
-    """The tiny model with adapters whose two halves are both random, so that both learn."""
-
-    def make(dropout: float = 0.0) -> tuple[Adapted, Parameters]:
-        model = load_base(ModelRef(source=str(base)), None, Precision.AUTO).model
-        adapted = attach(model, AdapterConfig(rank=4, scale=2.0, dropout=dropout), seed=1)
-        model.train()
-        parameters = {
-            name: mx.random.normal(value.shape, key=mx.random.key(place)) * 0.1
-            for place, (name, value) in enumerate(adapted.parameters().items())
-        }
-        return adapted, parameters
-
-    return make
+LENGTHS = (5, 9, 17, 40, 41, 63, 70)
+EXACT = 1e-5
+"""The relative L2 difference that counts as equal."""
 
 
-def random_rows(lengths: Sequence[int]) -> list[TokenRow]:
+def random_rows(lengths: Sequence[int] = LENGTHS) -> list[TokenRow]:
     random = np.random.default_rng(3)
     return [
-        TokenRow(random.integers(6, 260, length).astype(np.int32), random.random(length) < 0.6)
+        TokenRow(random.integers(6, VOCABULARY, length).astype(np.int32), random.random(length) < 0.6)
         for length in lengths
     ]
 
 
-def gradient_in(
-    adapted: Adapted, parameters: Parameters, rows: Sequence[TokenRow], micro_batches: Sequence[MicroBatch]
-) -> StepGradient:
-    batches = [
-        (build(rows, micro_batch), micro_batch_key(0, 0, place))
-        for place, micro_batch in enumerate(micro_batches)
-    ]
-    return step_gradient(GradientOfSum(adapted), parameters, batches)
+@dataclass
+class Subject:
+    """A tiny model with something to train on it, all of it random."""
+
+    adapted: Adapted
+    parameters: Parameters
+
+    def gradient(
+        self,
+        rows: Sequence[TokenRow],
+        micro_batches: Sequence[MicroBatch],
+        kernel: LossKernel = LossKernel.PLAIN,
+        *,
+        step: int = 0,
+    ) -> StepGradient:
+        sample = build(rows, one_line(rows, 0)).arrays
+        with token_loss(self.adapted, kernel, sample) as loss:
+            assert loss.problem is None
+            function = GradientOfSum(self.adapted, loss.training, compiled=False)
+            batches = [
+                (build(rows, micro_batch), micro_batch_key(0, step, place))
+                for place, micro_batch in enumerate(micro_batches)
+            ]
+            return function.of_step(self.parameters, batches)
+
+
+def make_subject(architecture: str = "llama", *, seed: int = 1, **settings: Any) -> Subject:
+    model, _ = make_architecture(architecture)
+    model.freeze()
+    spec = {"model": "m", "data": "d", "adapter": {"rank": 4, "scale": 2.0}, **settings}
+    adapted = attach(model, TrainJob.model_validate(spec), mx.float32)
+    model.train()
+    parameters = {
+        name: value + 0.1 * mx.random.normal(value.shape, key=mx.random.key(seed + place))
+        for place, (name, value) in enumerate(adapted.masters.items())
+    }
+    return Subject(adapted, parameters)
+
+
+def cut(rows: Sequence[TokenRow], batching: Batching, tokens: int, multiple: int = 1) -> list[MicroBatch]:
+    return exact_cutter(rows, Budget(tokens, multiple), batching).cut(range(len(rows)))
+
+
+def one_line(rows: Sequence[TokenRow], number: int) -> MicroBatch:
+    return MicroBatch(((number,),), rows[number].width, 1, max(1, rows[number].targets))
 
 
 def relative_difference(one: Parameters, other: Parameters) -> float:
-    difference = {name: one[name] - other[name] for name in one}
-    return norm(difference) / norm(one)
+    return as_float(norm({name: one[name] - other[name] for name in one})) / as_float(norm(one))
 
 
-def test_any_cut_into_micro_batches_gives_the_same_gradient(adapters: Attach) -> None:
-    adapted, parameters = adapters()
-    rows = random_rows([5, 9, 17, 40, 41, 63, 70])
-    widths = [row.width for row in rows]
-    everything = range(len(rows))
-    whole = gradient_in(adapted, parameters, rows, cut(widths, everything, Budget(10_000)))
-
-    for budget in (Budget(1), Budget(70), Budget(200), Budget(200, width_multiple=1)):
-        parts = gradient_in(adapted, parameters, rows, cut(widths, everything, budget))
-
-        assert parts.tokens == whole.tokens
-        assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
-        assert relative_difference(whole.gradient, parts.gradient) <= 1e-5
+def assert_equal(one: StepGradient, other: StepGradient) -> None:
+    assert one.tokens == other.tokens
+    assert other.loss == pytest.approx(one.loss, rel=1e-5)
+    assert relative_difference(one.total, other.total) <= EXACT
 
 
-def test_padding_changes_neither_loss_nor_gradient(adapters: Attach) -> None:
-    adapted, parameters = adapters()
-    rows = random_rows([12])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_cut_and_kernel_gives_the_same_gradient(architecture: str) -> None:
+    subject = make_subject(architecture)
+    rows = random_rows()
+    alone = subject.gradient(rows, [one_line(rows, number) for number in range(len(rows))])
 
-    narrow = gradient_in(adapted, parameters, rows, [MicroBatch((0,), 32)])
-    wide = gradient_in(adapted, parameters, rows, [MicroBatch((0,), 96)])
+    for kernel in LossKernel:
+        assert_equal(alone, subject.gradient(rows, cut(rows, Batching.PADDED, 10_000), kernel))
+        for tokens, multiple in ((1, 1), (70, 32), (200, 1), (200, 32)):
+            micro_batches = cut(rows, Batching.BUCKETED, tokens, multiple)
+            assert_equal(alone, subject.gradient(rows, micro_batches, kernel))
 
-    assert narrow.tokens == wide.tokens
-    assert narrow.loss == pytest.approx(wide.loss, rel=1e-6)
-    assert relative_difference(narrow.gradient, wide.gradient) <= 1e-5
+
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in RECURRENT])
+@pytest.mark.parametrize("kernel", LossKernel)
+def test_packing_gives_the_same_gradient(architecture: str, kernel: LossKernel) -> None:
+    subject = make_subject(architecture)
+    rows = random_rows()
+    alone = subject.gradient(rows, [one_line(rows, number) for number in range(len(rows))])
+
+    packed = cut(rows, Batching.PACKED, 128)
+
+    assert any(len(line) > 1 for micro_batch in packed for line in micro_batch.lines)
+    assert_equal(alone, subject.gradient(rows, packed, kernel))
 
 
-def test_the_gradient_is_that_of_the_mean_over_tokens(adapters: Attach) -> None:
-    adapted, parameters = adapters()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_check_before_packing_tells_who_may_be_packed(architecture: str) -> None:
+    model, _ = make_architecture(architecture)
+
+    may_be_packed = difference(model, VOCABULARY) <= PACKING_TOLERANCES[mx.float32]
+
+    assert may_be_packed == (architecture not in RECURRENT)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+def test_every_method_has_the_same_gradient_by_both_kernels(architecture: str, method: str) -> None:
+    subject = make_subject(architecture, method=method)
+    rows = random_rows()
+    micro_batches = cut(rows, Batching.BUCKETED, 100)
+
+    plain = subject.gradient(rows, micro_batches)
+
+    assert_equal(plain, subject.gradient(rows, micro_batches, LossKernel.CHUNKED))
+    assert_equal(plain, subject.gradient(rows, cut(rows, Batching.PADDED, 1000), LossKernel.CHUNKED))
+
+
+def test_the_gradient_is_that_of_the_sum_over_tokens() -> None:
+    subject = make_subject()
     rows = random_rows([12, 30])
-    found = gradient_in(adapted, parameters, rows, [MicroBatch((0, 1), 32)])
-    name = next(iter(parameters))
+    micro_batches = cut(rows, Batching.PADDED, 1000)
+    found = subject.gradient(rows, micro_batches)
+    name = "model.layers.0.mlp.up_proj.lora_b"
     step = 1e-2
-    direction = mx.sign(found.gradient[name])
+    direction = mx.sign(found.total[name])
+    start = subject.parameters[name]
 
-    def mean_loss(shift: float) -> float:
-        shifted = {**parameters, name: parameters[name] + shift * direction}
-        sums = gradient_in(adapted, shifted, rows, [MicroBatch((0, 1), 32)])
-        return sums.loss / sums.tokens
+    def loss(shift: float) -> float:
+        subject.parameters[name] = start + shift * direction
+        return subject.gradient(rows, micro_batches).loss
 
-    slope = (mean_loss(step) - mean_loss(-step)) / (2 * step)
-    assert slope == pytest.approx(mx.abs(found.gradient[name]).sum().item(), rel=1e-2)
+    slope = (loss(step) - loss(-step)) / (2 * step)
+    assert slope == pytest.approx(mx.abs(found.total[name]).sum().item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_many_small_chunks_add_up_to_one(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    subject = make_subject(architecture)
+    rows = random_rows()
+    micro_batches = cut(rows, Batching.PADDED, 10_000)
+    whole = subject.gradient(rows, micro_batches, LossKernel.CHUNKED)
+
+    monkeypatch.setattr("graft_worker.engine.chunked.CHUNK_LOGITS", VOCABULARY)
+    monkeypatch.setattr("graft_worker.engine.chunked.MIN_CHUNK_TOKENS", 7)
+
+    assert_equal(whole, subject.gradient(rows, micro_batches, LossKernel.CHUNKED))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_recomputed_activations_give_the_same_gradient(adapters: Attach, dropout: float) -> None:
-    adapted, parameters = adapters(dropout)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen3_moe", "mamba2"])
+def test_recomputed_activations_give_the_same_gradient(architecture: str, dropout: float) -> None:
+    subject = make_subject(architecture, adapter={"rank": 4, "scale": 2.0, "dropout": dropout})
     rows = random_rows([12, 30])
-    kept = gradient_in(adapted, parameters, rows, [MicroBatch((0, 1), 32)])
+    micro_batches = cut(rows, Batching.PADDED, 1000)
+    kept = subject.gradient(rows, micro_batches)
 
-    with recomputed(adapted.blocks):
-        again = gradient_in(adapted, parameters, rows, [MicroBatch((0, 1), 32)])
+    with recomputed(subject.adapted.blocks):
+        again = subject.gradient(rows, micro_batches)
 
-    assert again.loss == pytest.approx(kept.loss, rel=1e-6)
-    assert relative_difference(kept.gradient, again.gradient) <= 1e-5
+    assert_equal(kept, again)
 
 
-def test_recomputation_changes_no_class_and_is_undone(adapters: Attach) -> None:
-    adapted, _ = adapters()
-    block_class = type(adapted.blocks[0])
+def test_recomputation_changes_no_class_may_nest_and_is_undone() -> None:
+    blocks = make_subject().adapted.blocks
+    block_class = type(blocks[0])
     call = block_class.__call__
 
-    with recomputed(adapted.blocks[:1]):
-        assert type(adapted.blocks[0]) is not block_class
-        assert type(adapted.blocks[1]) is block_class
+    with ExitStack() as contexts:
+        contexts.enter_context(recomputed(blocks[:1]))
+        once = type(blocks[0])
+        contexts.enter_context(recomputed(blocks[:1]))
+        assert once is not block_class
+        assert type(blocks[0]) is once
+        assert type(blocks[1]) is block_class
 
-    assert type(adapted.blocks[0]) is block_class
+    assert type(blocks[0]) is block_class
     assert block_class.__call__ is call
 
 
-def test_dropout_depends_on_the_key_and_not_on_the_global_random_state(adapters: Attach) -> None:
-    adapted, parameters = adapters(0.4)
+def test_dropout_depends_on_the_key_and_not_on_the_global_random_state() -> None:
+    subject = make_subject(adapter={"rank": 4, "scale": 2.0, "dropout": 0.4})
     rows = random_rows([12, 30])
-    first = gradient_in(adapted, parameters, rows, [MicroBatch((0, 1), 32)])
+    micro_batches = cut(rows, Batching.PADDED, 1000)
+    first = subject.gradient(rows, micro_batches)
     mx.random.seed(99)
-    again = gradient_in(adapted, parameters, rows, [MicroBatch((0, 1), 32)])
-    batch = build(rows, MicroBatch((0, 1), 32))
-    other = step_gradient(GradientOfSum(adapted), parameters, [(batch, micro_batch_key(0, 1, 0))])
+    again = subject.gradient(rows, micro_batches)
+    other = subject.gradient(rows, micro_batches, step=1)
 
     assert again.loss == first.loss
     assert other.loss != first.loss

@@ -10,7 +10,8 @@ import mlx.core as mx
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from graft_scheduler.jobs import ModelRef, Precision
+from graft_scheduler.hyperparameters import Precision
+from graft_scheduler.jobs import ModelRef
 from graft_scheduler.states import FailureClass
 from graft_worker.engine import loading
 from graft_worker.engine.loading import load_base

@@ -1,4 +1,4 @@
-"""LoRA adapters on a base model: which layers get one, and the files that hold them.
+"""What of a base model is trained: adapters on its layers or its own weights, and their files.
 
 The files are mlx-lm's: stock `mlx_lm.load(adapter_path=...)` reads every folder written here.
 """
@@ -6,7 +6,7 @@ The files are mlx-lm's: stock `mlx_lm.load(adapter_path=...)` reads every folder
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from graft_scheduler.jobs import AdapterConfig, ModelRef
+from graft_scheduler.hyperparameters import BranchDtype, Method
+from graft_scheduler.jobs import TrainJob
 from graft_scheduler.memory import is_target
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.dropout import KeyedDropout
+from graft_worker.engine.layers import speed_up
 from graft_worker.link import JobError
 
 Parameters = dict[str, mx.array]
@@ -33,39 +35,84 @@ LINEAR_LAYERS = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLin
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """A base model with adapters on it."""
+    """A base model with what is trained of it: adapters, or its own weights."""
 
     model: nn.Module
+    method: Method
     blocks: Sequence[nn.Module]
-    """Those that have adapters."""
+    """Those that have adapters, or that learn."""
     modules: tuple[str, ...]
-    """The adapted modules, by their path inside a block."""
+    """The adapted modules, by their path inside a block; none in a full fine-tune."""
     dropouts: tuple[KeyedDropout, ...]
+    masters: Parameters
+    """The trainable arrays as they start, in float32."""
+    dtypes: dict[str, mx.Dtype]
+    """What each of them is computed in."""
 
-    def parameters(self) -> Parameters:
-        """The adapters' arrays as they are in the model now."""
-        return dict(tree_flatten(self.model.trainable_parameters()))
+    def computed(self, parameters: Parameters) -> Parameters:
+        """`parameters` in the dtypes they are computed in; a gradient goes through."""
+        return {name: value.astype(self.dtypes[name]) for name, value in parameters.items()}
 
     def put(self, parameters: Parameters) -> None:
-        """Make `parameters` the model's own."""
-        self.model.update(tree_unflatten(list(parameters.items())))
+        """Make `parameters` the model's own, in the dtypes they are computed in."""
+        self.model.update(tree_unflatten(list(self.computed(parameters).items())))
 
 
-def attach(model: nn.Module, config: AdapterConfig, seed: int) -> Adapted:
-    """Put fresh adapters on a frozen `model`; their start depends on `seed` alone.
+def attach(model: nn.Module, spec: TrainJob, base_dtype: mx.Dtype) -> Adapted:
+    """Make of a frozen `model` what `spec` trains; adapters start from its seed alone.
 
     Raises:
         JobError: a target or a number of layers that the model does not have; class `config`.
     """
-    blocks = _adapted_blocks(model, config.layers)
-    modules = choose_modules(_linear_modules(blocks), config.targets)
-    mx.random.seed(seed)
-    linear_to_lora_layers(model, len(blocks), _lora_parameters(config, modules))
-    dropouts = _key_dropouts(model, config.dropout)
-    adapted = Adapted(model, _adapted_blocks(model, config.layers), modules, dropouts)
-    adapted.put({name: value.astype(mx.float32) for name, value in adapted.parameters().items()})
-    mx.eval(model.trainable_parameters())
+    blocks = _last_blocks(model, spec.adapter.layers)
+    if spec.method is Method.FULL:
+        return _unfreeze(model, blocks, everything=spec.adapter.layers is None)
+    modules = choose_modules(_linear_modules(blocks), spec.adapter.targets)
+    is_dora = spec.method is Method.DORA
+    if is_dora:
+        _check_dora(blocks, modules)
+    mx.random.seed(spec.seed)
+    linear_to_lora_layers(model, len(blocks), lora_parameters(spec, modules), use_dora=is_dora)
+    speed_up(model)
+    dropouts = _key_dropouts(model, spec.adapter.dropout)
+    branch = _branch_dtype(spec.compute.branch_dtype, base_dtype)
+    trainable: Parameters = dict(tree_flatten(model.trainable_parameters()))
+    masters = {name: value.astype(mx.float32) for name, value in trainable.items()}
+    # DoRA's magnitudes stay in float32: they are divided by norms, and are few.
+    dtypes = {name: mx.float32 if name.endswith(".m") else branch for name in masters}
+    blocks = _last_blocks(model, spec.adapter.layers)
+    return _ready(Adapted(model, spec.method, blocks, modules, dropouts, masters, dtypes))
+
+
+def _ready(adapted: Adapted) -> Adapted:
+    mx.eval(adapted.masters)
+    adapted.put(adapted.masters)
     return adapted
+
+
+def _unfreeze(model: nn.Module, blocks: list[nn.Module], *, everything: bool) -> Adapted:
+    """Every weight learns, embeddings and norms too; with fewer blocks than all, those blocks'."""
+    for module in [model] if everything else blocks:
+        module.unfreeze()
+    arrays: Parameters = dict(tree_flatten(model.trainable_parameters()))
+    trainable = {name: value for name, value in arrays.items() if mx.issubdtype(value.dtype, mx.floating)}
+    masters = {name: value.astype(mx.float32) for name, value in trainable.items()}
+    dtypes = {name: value.dtype for name, value in trainable.items()}
+    return _ready(Adapted(model, Method.FULL, blocks, (), (), masters, dtypes))
+
+
+def _branch_dtype(asked: BranchDtype, base: mx.Dtype) -> mx.Dtype:
+    if asked is BranchDtype.FLOAT32 or (asked is BranchDtype.AUTO and base == mx.float16):
+        return mx.float32
+    return base
+
+
+def _check_dora(blocks: Sequence[nn.Module], modules: Sequence[str]) -> None:
+    for block in blocks:
+        for path, module in block.named_modules():
+            if path in modules and not isinstance(module, (nn.Linear, nn.QuantizedLinear)):
+                text = f"dora does not fit `{path}` ({type(module).__name__}); use lora, or leave it out of"
+                raise JobError(FailureClass.CONFIG, f"{text} `adapter.targets`")
 
 
 def choose_modules(available: Sequence[str], targets: Sequence[str] | None) -> tuple[str, ...]:
@@ -83,15 +130,22 @@ def choose_modules(available: Sequence[str], targets: Sequence[str] | None) -> t
     return tuple(module for module in available if any(is_target(target, module) for target in targets))
 
 
-def adapter_config(adapted: Adapted, config: AdapterConfig, model: ModelRef) -> dict[str, Any]:
-    """What `adapter_config.json` says: how mlx-lm has to attach the adapters, and to which base."""
+def adapter_config(
+    adapted: Adapted, spec: TrainJob, quantization: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `adapter_config.json` says: how mlx-lm has to attach the adapters, and to which base.
+
+    `quantization` is what the base was quantised to when it was loaded; mlx-lm passes over it.
+    """
+    is_full = adapted.method is Method.FULL
     return {
-        "fine_tune_type": "lora",
+        "fine_tune_type": "lora" if adapted.method is Method.QLORA else adapted.method.value,
         "num_layers": len(adapted.blocks),
-        "lora_parameters": _lora_parameters(config, adapted.modules),
-        "model": model.source,
-        "revision": model.revision,
-        "model_digest": model.digest,
+        "lora_parameters": None if is_full else lora_parameters(spec, adapted.modules),
+        "model": spec.model.source,
+        "revision": spec.model.revision,
+        "model_digest": spec.model.digest,
+        "base_quantization": quantization,
     }
 
 
@@ -101,7 +155,17 @@ def write_adapter(folder: Path, parameters: Parameters, config: dict[str, Any]) 
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _adapted_blocks(model: nn.Module, layers: int | None) -> list[nn.Module]:
+def lora_parameters(spec: TrainJob, modules: Sequence[str]) -> dict[str, Any]:
+    """The adapters' shape in mlx-lm's words."""
+    return {
+        "rank": spec.adapter.trained_rank,
+        "scale": spec.adapter.multiplier,
+        "dropout": spec.adapter.dropout,
+        "keys": list(modules),
+    }
+
+
+def _last_blocks(model: nn.Module, layers: int | None) -> list[nn.Module]:
     blocks: list[nn.Module] = list(model.layers)
     if layers is not None and layers > len(blocks):
         text = f"`adapter.layers` is {layers}; the model has {len(blocks)} blocks"
@@ -117,15 +181,6 @@ def _linear_modules(blocks: Sequence[nn.Module]) -> list[str]:
             if isinstance(module, LINEAR_LAYERS) or hasattr(module, "to_lora"):
                 found[path] = None
     return sorted(found)
-
-
-def _lora_parameters(config: AdapterConfig, modules: Sequence[str]) -> dict[str, Any]:
-    return {
-        "rank": config.rank,
-        "scale": config.multiplier,
-        "dropout": config.dropout,
-        "keys": list(modules),
-    }
 
 
 def _key_dropouts(model: nn.Module, probability: float) -> tuple[KeyedDropout, ...]:

@@ -1,10 +1,13 @@
 """Checkpoints: everything a job needs to go on as if it had never stopped.
 
-A checkpoint is also an adapter folder that stock mlx-lm loads.
+A checkpoint is also an adapter folder that stock mlx-lm loads. Besides the newest ones that of the
+best validation loss stays; its arrays travel with every later checkpoint, as the job may end on
+another host.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,11 +20,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.adapters import WEIGHTS_FILE, Parameters, write_adapter
 from graft_worker.engine.device import is_out_of_memory, versions
-from graft_worker.engine.folders import remove_partial, write_whole
+from graft_worker.engine.folders import PARTIAL_PREFIX, remove_partial, write_whole
 from graft_worker.link import JobError
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+BEST_FILE = "best.safetensors"
+"""The arrays of the best validation loss, in checkpoints that are of another step."""
 
 
 class State(BaseModel):
@@ -40,6 +45,13 @@ class State(BaseModel):
     last_loss: float | None = None
     best_loss: float | None = None
     best_step: int | None = None
+    patience_loss: float | None = None
+    """The loss that a better one has to beat by `evaluation.min_delta`."""
+    bad_evaluations: int = 0
+    """In a row, without a better loss."""
+    stopped_early: bool = False
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
 
 
 class _StateFile(BaseModel):
@@ -47,7 +59,7 @@ class _StateFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     state: State
     agreement: dict[str, Any]
     """The settings that must be the same for the job that goes on from here."""
@@ -61,16 +73,20 @@ class Snapshot:
     state: State
     parameters: Parameters
     optimizer: dict[str, mx.array]
+    best_file: Path | None = None
+    """Holds the arrays of the best validation loss, where those are of another step."""
 
 
 @dataclass(slots=True)
 class CheckpointFolder:
-    """The checkpoints of one attempt; only the newest `keep` stay."""
+    """The checkpoints of one attempt; the newest `keep` stay, and that of the best validation loss."""
 
     root: Path
     keep: int
     agreement: Mapping[str, Any]
     adapter_config: Mapping[str, Any]
+    keeps_best: bool
+    """The best arrays travel with every checkpoint."""
     saved: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -81,15 +97,46 @@ class CheckpointFolder:
         folder = self.root / f"step-{snapshot.state.step}"
         write_whole(folder, lambda aside: self._write(aside, snapshot))
         self.saved.append(folder)
-        while len(self.saved) > self.keep:
-            shutil.rmtree(self.saved.pop(0), ignore_errors=True)
+        if snapshot.state.best_step == snapshot.state.step:
+            self.take_best(folder / WEIGHTS_FILE)
+        self._remove_old(snapshot.state)
         return folder
+
+    def take_best(self, file: Path) -> None:
+        """The arrays in `file` are those of the best validation loss now."""
+        if self.keeps_best:
+            aside = self.root / f"{PARTIAL_PREFIX}{BEST_FILE}"
+            aside.unlink(missing_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            _link(file, aside)
+            aside.replace(self._best)
+
+    def best(self) -> Parameters:
+        """The arrays of the best validation loss.
+
+        Raises:
+            JobError: they cannot be read; class `store`.
+        """
+        return _read_arrays(self._best)
+
+    @property
+    def _best(self) -> Path:
+        return self.root / BEST_FILE
+
+    def _remove_old(self, state: State) -> None:
+        best = f"step-{state.best_step}"
+        old = [folder for folder in self.saved[: -self.keep] if folder.name != best]
+        for folder in old:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.saved = [folder for folder in self.saved if folder not in old]
 
     def _write(self, folder: Path, snapshot: Snapshot) -> None:
         write_adapter(folder, snapshot.parameters, dict(self.adapter_config))
         mx.save_safetensors(str(folder / OPTIMIZER_FILE), snapshot.optimizer)
         document = _StateFile(state=snapshot.state, agreement=dict(self.agreement), versions=versions())
         (folder / STATE_FILE).write_text(document.model_dump_json(indent=2) + "\n")
+        if self._best.exists() and snapshot.state.best_step != snapshot.state.step:
+            _link(self._best, folder / BEST_FILE)
 
 
 def read_checkpoint(folder: Path, agreement: Mapping[str, Any]) -> Snapshot:
@@ -104,8 +151,12 @@ def read_checkpoint(folder: Path, agreement: Mapping[str, Any]) -> Snapshot:
         if theirs != ours:
             text = f"the checkpoint {folder} was made with {name} {theirs}; this job has {ours}"
             raise JobError(FailureClass.CONFIG, text)
+    best = folder / (BEST_FILE if (folder / BEST_FILE).exists() else WEIGHTS_FILE)
     return Snapshot(
-        document.state, _read_arrays(folder / WEIGHTS_FILE), _read_arrays(folder / OPTIMIZER_FILE)
+        document.state,
+        _read_arrays(folder / WEIGHTS_FILE),
+        _read_arrays(folder / OPTIMIZER_FILE),
+        None if document.state.best_step is None else best,
     )
 
 
@@ -128,6 +179,14 @@ def _read_arrays(path: Path) -> dict[str, mx.array]:
         raise _unreadable(path, error) from error
     assert isinstance(arrays, dict)  # what MLX makes of every safetensors file
     return arrays
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _unreadable(path: Path, reason: object) -> JobError:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from mlx import nn
 
-from graft_worker.engine.batches import Budget, build, cut
-from graft_worker.engine.loss import as_float, summed_loss
+from graft_scheduler.hyperparameters import Batching
+from graft_worker.engine.batches import build
+from graft_worker.engine.cutting import Budget, exact_cutter
+from graft_worker.engine.loss import SummedLoss
 from graft_worker.engine.rows import TokenRow
+from graft_worker.engine.scalars import as_float
 
 MAX_EXPONENT = 700.0
 """Perplexities above e to this are reported as it: they would not fit a float."""
@@ -33,22 +36,25 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, MAX_EXPONENT))
 
 
-def evaluate(
-    model: nn.Module,
-    rows: Sequence[TokenRow],
-    budget: Budget,
-    between_batches: Callable[[], None] = lambda: None,
-) -> Evaluation:
-    """The mean loss over all learned tokens of `rows`; `between_batches` may raise to stop."""
-    widths = [row.width for row in rows]
-    loss, tokens = 0.0, 0
-    model.eval()
-    try:
-        for micro_batch in cut(widths, range(len(rows)), budget):
-            between_batches()
-            batch = build(rows, micro_batch)
-            loss += as_float(summed_loss(model, batch.inputs, batch.targets, batch.learned))
-            tokens += batch.tokens
-    finally:
-        model.train()
-    return Evaluation(loss / tokens, tokens)
+class Evaluator:
+    """Measures a model on the same rows as often as it is called."""
+
+    def __init__(self, model: nn.Module, loss: SummedLoss, rows: Sequence[TokenRow], budget: Budget) -> None:
+        self._model = model
+        self._loss = loss
+        self._rows = rows
+        self._batches = exact_cutter(rows, budget, Batching.BUCKETED).cut(range(len(rows)))
+
+    def __call__(self, between_batches: Callable[[], None] = lambda: None) -> Evaluation:
+        """The mean loss over all learned tokens; `between_batches` may raise to stop."""
+        loss, tokens = 0.0, 0
+        self._model.eval()
+        try:
+            for micro_batch in self._batches:
+                between_batches()
+                batch = build(self._rows, micro_batch)
+                loss += as_float(self._loss(batch.arrays))
+                tokens += batch.tokens
+        finally:
+            self._model.train()
+        return Evaluation(loss / tokens, tokens)

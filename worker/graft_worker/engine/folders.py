@@ -37,7 +37,10 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
 def remove_partial(parent: Path) -> None:
     """Remove what an interrupted `write_whole` left in `parent`."""
     for path in parent.glob(f"{PARTIAL_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

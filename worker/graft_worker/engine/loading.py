@@ -18,10 +18,11 @@ from huggingface_hub.errors import (
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import load_model, load_tokenizer
+from mlx_lm.utils import load_model, load_tokenizer, quantize_model
 
 from graft_scheduler.basemodels import looks_like_path
-from graft_scheduler.jobs import ModelRef, Precision
+from graft_scheduler.hyperparameters import Precision, QuantizationConfig
+from graft_scheduler.jobs import ModelRef
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.device import is_gpu, is_out_of_memory
 from graft_worker.link import JobError
@@ -44,6 +45,13 @@ class Base:
     folder: Path
     dtype: str
     """Of its activations, as MLX names it."""
+    quantization: dict[str, int] | None = None
+    """Bits and group size, where it was quantised when it was loaded."""
+
+    @property
+    def compute_dtype(self) -> mx.Dtype:
+        found: mx.Dtype = getattr(mx, self.dtype)
+        return found
 
     @property
     def vocabulary(self) -> int | None:
@@ -59,28 +67,44 @@ class Base:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_base(ref: ModelRef, folder: Path | None, precision: Precision) -> Base:
+def load_base(
+    ref: ModelRef,
+    folder: Path | None,
+    precision: Precision,
+    quantization: QuantizationConfig | None = None,
+    *,
+    must_be_whole: bool = False,
+) -> Base:
     """The model in `folder`, or the one that `ref` names on the hub, ready to be adapted.
+
+    With `quantization` it is quantised, unless it is already. `must_be_whole` refuses a quantised
+    base before anything is loaded.
 
     Raises:
         JobError: it does not exist, cannot be read, or may not be run; class `config`, or
             `store` when the hub does not answer.
     """
     path = folder or find_model(ref)
-    _check_folder(path)
+    own = _check_folder(path, must_be_whole=must_be_whole)
+    if own:
+        quantization = None
     try:
         model, config = load_model(path, lazy=True, trust_remote_code=ref.trust_remote_code)
         tokenizer = load_tokenizer(
             path, {"trust_remote_code": ref.trust_remote_code}, eos_token_ids=config.get("eos_token_id")
         )
         dtype = _cast(model, precision)
-        mx.eval(model.parameters())
+        if quantization is not None:
+            quantize_model(model, config, quantization.group_size, quantization.bits)
+        for _, module in model.named_modules():  # one by one: an unquantised copy of one at a time
+            mx.eval(module.parameters())
     except Exception as error:  # model files are foreign: whatever they raise is about them
         if is_out_of_memory(error):
             raise
         raise JobError(FailureClass.CONFIG, f"the model {ref.source} cannot be loaded: {error}") from error
     model.freeze()
-    return Base(model, tokenizer, config, path, dtype)
+    kept = None if quantization is None else quantization.model_dump()
+    return Base(model, tokenizer, config, path, dtype, kept)
 
 
 def find_model(ref: ModelRef) -> Path:
@@ -103,9 +127,19 @@ def find_model(ref: ModelRef) -> Path:
         raise JobError(FailureClass.CONFIG, text) from error
 
 
-def _check_folder(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        raise JobError(FailureClass.CONFIG, f"the model folder {path} has no config.json")
+def _check_folder(path: Path, *, must_be_whole: bool) -> bool:
+    """Whether the model there is quantised."""
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except FileNotFoundError as error:
+        raise JobError(FailureClass.CONFIG, f"the model folder {path} has no config.json") from error
+    except ValueError as error:
+        raise JobError(FailureClass.CONFIG, f"{path / 'config.json'} is not JSON: {error}") from error
+    is_quantised = bool(config.get("quantization") or config.get("quantization_config"))
+    if is_quantised and must_be_whole:
+        text = f"the model in {path} is quantised; a full fine-tune needs its full-precision original"
+        raise JobError(FailureClass.CONFIG, text)
+    return is_quantised
 
 
 def _cast(model: nn.Module, precision: Precision) -> str:

@@ -9,24 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
-from mlx.optimizers import Optimizer
 
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.states import FailureClass, Phase
 from graft_worker.engine.adapters import Adapted, Parameters
-from graft_worker.engine.batches import Batch, RowOrder, build, cut
+from graft_worker.engine.batches import Batch, RowOrder, build
 from graft_worker.engine.checkpoints import CheckpointFolder, Snapshot, State
-from graft_worker.engine.device import active_bytes, budget_here, peak_bytes
+from graft_worker.engine.cutting import Cutter
+from graft_worker.engine.device import active_bytes, peak_bytes
 from graft_worker.engine.dropout import micro_batch_key
-from graft_worker.engine.evaluation import evaluate
-from graft_worker.engine.loss import GradientOfSum, norm, step_gradient
-from graft_worker.engine.optimizers import (
-    build_optimizer,
-    clip,
-    dump_state,
-    learning_rate,
-    load_state,
-)
+from graft_worker.engine.evaluation import Evaluator
+from graft_worker.engine.gradients import GradientOfSum, StepGradient
+from graft_worker.engine.optimizers import GroupedOptimizer, Update, learning_rate
 from graft_worker.engine.reports import Pace, Reporter, process_seconds
 from graft_worker.engine.rows import TokenRow
 from graft_worker.link import JobError
@@ -46,6 +40,7 @@ class Task:
     train_rows: Sequence[TokenRow]
     valid_rows: Sequence[TokenRow]
     order: RowOrder
+    cutter: Cutter
 
     @property
     def evaluate_every(self) -> int:
@@ -62,7 +57,37 @@ class StepSums:
 
     loss: float
     tokens: int
+    read_tokens: int
+    computed_tokens: int
     seconds: float
+
+
+@dataclass(slots=True)
+class Work:
+    """What the optimizer steps of this attempt add up to."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    read_tokens: int = 0
+    computed_tokens: int = 0
+    first_step_seconds: float | None = None
+    """From the start of the process to the end of the first step."""
+
+    def add(self, sums: StepSums) -> None:
+        self.seconds += sums.seconds
+        self.tokens += sums.tokens
+        self.read_tokens += sums.read_tokens
+        self.computed_tokens += sums.computed_tokens
+        if self.first_step_seconds is None:
+            self.first_step_seconds = process_seconds()
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens / self.seconds if self.seconds else None
+
+    @property
+    def padding_share(self) -> float | None:
+        return 1.0 - self.read_tokens / self.computed_tokens if self.computed_tokens else None
 
 
 class Loop:
@@ -73,18 +98,11 @@ class Loop:
     ) -> None:
         self.task = task
         self.state = State()
-        self.parameters: Parameters = task.adapted.parameters()
-        self.first_step_seconds: float | None = None
-        self.step_seconds = 0.0
-        """Spent in the optimizer steps of this attempt."""
-        self.step_tokens = 0
-        """Learned in the optimizer steps of this attempt."""
+        self.parameters: Parameters = task.adapted.masters
+        self.work = Work()
         self._checkpoints = checkpoints
         self._reporter = reporter
-        self._optimizer: Optimizer = build_optimizer(task.spec.optimizer, self.parameters)
-        self._gradient = GradientOfSum(task.adapted)
-        self._widths = [row.width for row in task.train_rows]
-        self._budget = budget_here(task.spec.micro_batch_tokens)
+        self._optimizer = GroupedOptimizer(task.spec.optimizer, self.parameters)
         self._recent: deque[StepSums] = deque(maxlen=SMOOTHED_STEPS)
         self._earlier_seconds = earlier_seconds
         self._saved_step = 0
@@ -97,7 +115,7 @@ class Loop:
         Raises:
             ValueError: its arrays are not those of this task.
         """
-        load_state(self._optimizer, snapshot.optimizer)
+        self._optimizer.load(snapshot.optimizer)
         ours = {name: array.shape for name, array in self.parameters.items()}
         if {name: array.shape for name, array in snapshot.parameters.items()} != ours:
             raise ValueError("its adapters have other shapes than this job's")
@@ -108,8 +126,8 @@ class Loop:
         self._earlier_seconds = max(self._earlier_seconds, snapshot.state.trained_seconds)
         self._saved_step = self._first_step = snapshot.state.step
 
-    def run(self) -> None:
-        """Train to the last step.
+    def run(self, gradient: GradientOfSum, evaluator: Evaluator) -> None:
+        """Train to the last step, or until the validation loss has not improved for long enough.
 
         Raises:
             Stopped: the link said so; nothing of a half-done step remains.
@@ -117,14 +135,19 @@ class Loop:
         """
         self._began = time.monotonic()
         self.task.adapted.model.train()
+        update = self._optimizer.updater(self.task.spec.optimizer.max_grad_norm)
         while True:
-            self._evaluate_if_due()
+            self._evaluate_if_due(evaluator)
             self._save_if_due()
-            if self.state.step >= self.task.order.steps:
+            if self.is_finished:
                 return
             self._check_time()
             self._reporter.check_stop()
-            self._step()
+            self._step(gradient, update)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state.stopped_early or self.state.step >= self.task.order.steps
 
     def save(self) -> None:
         """Save a checkpoint, unless nothing was trained since the last one.
@@ -136,7 +159,7 @@ class Loop:
             return
         self._check_parameters()
         self._advance(trained_seconds=self.trained_seconds())
-        folder = self._checkpoints.save(Snapshot(self.state, self.parameters, dump_state(self._optimizer)))
+        folder = self._checkpoints.save(Snapshot(self.state, self.parameters, self._optimizer.dump()))
         self._saved_step = self.state.step
         self._reporter.checkpoint(self.state.step, folder)
 
@@ -144,33 +167,38 @@ class Loop:
         """Over all attempts, up to now."""
         return self._earlier_seconds + (time.monotonic() - self._began)
 
-    def _evaluate_if_due(self) -> None:
+    def _evaluate_if_due(self, evaluator: Evaluator) -> None:
         step, steps = self.state.step, self.task.order.steps
         if step == self.state.evaluated_step or (step % self.task.evaluate_every and step != steps):
             return
         self._reporter.phase(Phase.EVALUATING)
-        evaluation = evaluate(
-            self.task.adapted.model,
-            self.task.valid_rows,
-            self._budget,
-            self._reporter.check_stop,
-        )
+        evaluation = evaluator(self._reporter.check_stop)
         if not math.isfinite(evaluation.loss):
-            raise self._diverged(f"the validation loss after step {step} is {evaluation.loss}")
+            raise self._bad_evaluation(evaluation.loss)
         self._reporter.evaluated(step, evaluation)
         self._keep_loss(evaluation.loss)
 
     def _keep_loss(self, loss: float) -> None:
-        step, best = self.state.step, self.state.best_loss
+        """Note the loss; the best one's state is saved, and enough bad ones in a row end the job."""
+        step, best, patience = self.state.step, self.state.best_loss, self.task.spec.evaluation.patience
         self._advance(evaluated_step=step, last_loss=loss)
         if step == 0:
             self._advance(initial_loss=loss)
-        elif best is None or loss < best:
+            return
+        reference = self.state.patience_loss
+        if reference is None or loss < reference - self.task.spec.evaluation.min_delta:
+            self._advance(patience_loss=loss, bad_evaluations=0)
+        else:
+            self._advance(bad_evaluations=self.state.bad_evaluations + 1)
+        if patience is not None and self.state.bad_evaluations >= patience:
+            self._advance(stopped_early=True)
+        if best is None or loss < best:
             self._advance(best_loss=loss, best_step=step)
+            self.save()
 
     def _save_if_due(self) -> None:
-        step = self.state.step
-        if step % self.task.checkpoint_every == 0 or step == self.task.order.steps:
+        is_due = self.state.step % self.task.checkpoint_every == 0 or self.is_finished
+        if is_due and not self.state.skipped_in_a_row:  # what a skipped step leaves is saved already
             self.save()
 
     def _check_time(self) -> None:
@@ -180,53 +208,67 @@ class Loop:
             done = f"{self.state.step} of {self.task.order.steps} steps"
             raise JobError(FailureClass.TIMEOUT, f"stopped after {done}: `limits.seconds` is {limit}")
 
-    def _step(self) -> None:
+    def _step(self, gradient: GradientOfSum, update: Update) -> None:
         self._reporter.phase(Phase.TRAINING)
         began = time.monotonic()
         rate = self._rate()
-        step = step_gradient(self._gradient, self.parameters, self._batches())
-        length = norm(step.gradient)
-        if not (math.isfinite(step.loss) and math.isfinite(length)):
-            loss = step.loss / step.tokens
-            text = f"in step {self.state.step + 1} the loss is {loss:g} and the gradient's norm {length:g}"
-            raise self._diverged(text)
-        self._update(clip(step.gradient, length, self.task.spec.optimizer.max_grad_norm), rate)
-        self._count(StepSums(step.loss, step.tokens, time.monotonic() - began))
-        self._report(rate)
+        step = gradient.of_step(self.parameters, self._batches())
+        if math.isfinite(step.loss) and math.isfinite(step.norm):
+            self._update(update, step, rate)
+        else:
+            self._skip(step)
+        sums = StepSums(
+            step.loss, step.tokens, step.read_tokens, step.computed_tokens, time.monotonic() - began
+        )
+        self._count(sums)
+        self._report(rate, step.norm)
 
     def _batches(self) -> Iterator[tuple[Batch, mx.array]]:
         """The micro-batches of the next step with their keys; stops in between when told to."""
         rows = self.task.order.at(self.state.step)
-        for place, micro_batch in enumerate(cut(self._widths, rows, self._budget)):
+        for place, micro_batch in enumerate(self.task.cutter.cut(rows)):
             self._reporter.check_stop()
             key = micro_batch_key(self.task.spec.seed, self.state.step, place)
             yield build(self.task.train_rows, micro_batch), key
 
-    def _update(self, gradient: Parameters, rate: float) -> None:
-        self._optimizer.learning_rate = mx.array(rate, dtype=mx.float32)
-        self.parameters = self._optimizer.apply_gradients(gradient, self.parameters)
+    def _update(self, update: Update, step: StepGradient, rate: float) -> None:
+        numbers = (mx.array(float(number)) for number in (step.tokens, step.norm, rate))
+        self.parameters = update(step.total, self.parameters, *numbers)
         mx.eval(self.parameters, self._optimizer.state)
         self.task.adapted.put(self.parameters)
+        self._advance(tokens=self.state.tokens + step.tokens, skipped_in_a_row=0)
+
+    def _skip(self, step: StepGradient) -> None:
+        """Leave the parameters as they are; too often in a row, and the job has diverged."""
+        self.task.adapted.put(self.parameters)
+        in_a_row, limit = self.state.skipped_in_a_row + 1, self.task.spec.optimizer.max_skipped_steps
+        what = f"loss {step.mean_loss:g} and gradient norm {step.norm:g}"
+        if in_a_row >= limit:
+            text = f"{what} in step {self.state.step + 1}, and no number {limit} times in a row"
+            raise self._diverged(text)
+        self._reporter.log(f"step {self.state.step + 1} was skipped: {what}", "warning")
+        self._advance(skipped_in_a_row=in_a_row, skipped_steps=self.state.skipped_steps + 1)
 
     def _count(self, sums: StepSums) -> None:
-        self._recent.append(sums)
-        self.step_seconds += sums.seconds
-        self.step_tokens += sums.tokens
-        self._advance(step=self.state.step + 1, tokens=self.state.tokens + sums.tokens)
-        if self.first_step_seconds is None:
-            self.first_step_seconds = process_seconds()
+        if math.isfinite(sums.loss):
+            self._recent.append(sums)
+        self.work.add(sums)
+        self._advance(step=self.state.step + 1)
 
-    def _report(self, rate: float) -> None:
+    def _report(self, rate: float, norm: float) -> None:
         step, steps = self.state.step, self.task.order.steps
-        if not self._reporter.is_progress_due(last=step == steps):
+        if not self._recent or not self._reporter.is_progress_due(last=step == steps):
             return
-        tokens = sum(sums.tokens for sums in self._recent)
-        seconds = sum(sums.seconds for sums in self._recent)
+        recent = Work()
+        for sums in self._recent:
+            recent.add(sums)
         per_step = (time.monotonic() - self._began) / (step - self._first_step)
         pace = Pace(
-            loss=sum(sums.loss for sums in self._recent) / tokens,
+            loss=sum(sums.loss for sums in self._recent) / recent.tokens,
             learning_rate=rate,
-            tokens_per_second=tokens / seconds,
+            gradient_norm=norm if math.isfinite(norm) else None,
+            tokens_per_second=recent.tokens / recent.seconds,
+            padding_share=recent.padding_share,
             memory_bytes=active_bytes(),
             peak_bytes=peak_bytes(),
             seconds_left=per_step * (steps - step),
@@ -235,13 +277,19 @@ class Loop:
         self._reporter.progress(step, steps, pace)
 
     def _rate(self) -> float:
-        peak = self.task.spec.optimizer.learning_rate
+        peak = self.task.spec.learning_rate
         return learning_rate(self.task.spec.schedule, peak, self.state.step, self.task.order.steps)
 
     def _check_parameters(self) -> None:
         finite = mx.stack([mx.isfinite(value).all() for value in self.parameters.values()]).all()
         if not finite.item():
             raise self._diverged(f"the adapters after step {self.state.step} are no numbers")
+
+    def _bad_evaluation(self, loss: float) -> JobError:
+        if self.state.step == 0:
+            text = f"the base gives a validation loss of {loss:g} before any training"
+            return JobError(FailureClass.CONFIG, f"{text}: its weights or the `precision` are bad")
+        return self._diverged(f"the validation loss after step {self.state.step} is {loss:g}")
 
     def _diverged(self, what: str) -> JobError:
         kept = (

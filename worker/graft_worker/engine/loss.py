@@ -1,99 +1,141 @@
-"""Token losses and their gradients: sums over micro-batches, weighed by tokens once a step."""
+"""Sums of token losses over a micro-batch, by one of two kernels that agree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_unflatten
 
-from graft_worker.engine.adapters import Adapted, Parameters
-from graft_worker.engine.batches import Batch
-from graft_worker.engine.device import is_gpu
-from graft_worker.engine.dropout import give_keys
+from graft_scheduler.hyperparameters import LossKernel
+from graft_worker.engine import chunked
+from graft_worker.engine.adapters import Adapted
+from graft_worker.engine.batches import Arrays
+from graft_worker.engine.head import Captured, Head, captured, find_head
+from graft_worker.engine.packing import packed_caches
+from graft_worker.engine.scalars import as_float
 
-MAX_COMPILED_SHAPES = 32
-"""`mx.compile` keeps a trace for every shape (mlx#4464); further shapes run uncompiled."""
+TOLERANCES: dict[mx.Dtype, float] = {mx.float32: 1e-4, mx.float16: 5e-3, mx.bfloat16: 2e-2}
+"""How far the two kernels may be apart, relatively, on one batch: rounding in each dtype."""
+SMALLEST = 1e-30
 
-Gradient = Callable[[Parameters, mx.array, mx.array, mx.array, mx.array], tuple[mx.array, Parameters]]
+SummedLoss = Callable[[Arrays], mx.array]
 
 
 @dataclass(frozen=True, slots=True)
-class StepGradient:
-    """What the micro-batches of one optimizer step add up to."""
+class TokenLoss:
+    """The loss of a micro-batch, summed over its learned tokens, in float32 whatever the model's dtype."""
 
-    loss: float
-    """The sum over its learned tokens."""
-    tokens: int
-    gradient: Parameters
-    """Of the mean loss of its learned tokens, in float32."""
-
-
-def summed_loss(model: nn.Module, inputs: mx.array, targets: mx.array, learned: mx.array) -> mx.array:
-    """The sum of the losses of the learned targets, in float32 whatever the model's dtype."""
-    logits = model(inputs).astype(mx.float32)
-    losses = nn.losses.cross_entropy(logits, targets)
-    return mx.where(learned, losses, 0.0).sum()
+    kernel: LossKernel
+    training: SummedLoss
+    evaluation: SummedLoss
+    """The same value; no gradient is taken of it."""
+    problem: str | None = None
+    """Why it is the plain kernel although the chunked one was asked for."""
 
 
-class GradientOfSum:
-    """Loss and gradient as sums over tokens, so that any cut into micro-batches adds up alike."""
+@contextmanager
+def token_loss(adapted: Adapted, asked: LossKernel, sample: Arrays) -> Iterator[TokenLoss]:
+    """The loss of `adapted` by the kernel that was asked for, if it agrees with the plain one on `sample`.
 
-    def __init__(self, adapted: Adapted) -> None:
-        self._adapted = adapted
-        self._plain: Gradient = mx.value_and_grad(self._loss)
-        self._compiled: Gradient = mx.compile(self._plain)
-        self._shapes: set[tuple[int, ...]] = set()
-
-    def __call__(self, parameters: Parameters, batch: Batch, key: mx.array) -> tuple[mx.array, Parameters]:
-        function = self._compiled if self._is_compiled(batch.inputs.shape) else self._plain
-        return function(parameters, batch.inputs, batch.targets, batch.learned, key)
-
-    def _loss(
-        self,
-        parameters: Parameters,
-        inputs: mx.array,
-        targets: mx.array,
-        learned: mx.array,
-        key: mx.array,
-    ) -> mx.array:
-        give_keys(self._adapted.dropouts, key)
-        self._adapted.model.update(tree_unflatten(list(parameters.items())))
-        return summed_loss(self._adapted.model, inputs, targets, learned)
-
-    def _is_compiled(self, shape: tuple[int, ...]) -> bool:
-        if not is_gpu():
-            return False
-        if shape not in self._shapes and len(self._shapes) < MAX_COMPILED_SHAPES:
-            self._shapes.add(shape)
-        return shape in self._shapes
+    While the context lasts, the model itself may compute no logits any more.
+    """
+    plain = plain_loss(adapted.model)
+    if asked is LossKernel.PLAIN:
+        yield TokenLoss(asked, plain, plain)
+        return
+    head = find_head(adapted.model)
+    if head is None:
+        unknown = "the model ends in a way that is not known here"
+        yield TokenLoss(LossKernel.PLAIN, plain, plain, unknown)
+        return
+    expected = _loss_and_gradient(plain, adapted, sample)
+    with captured(head) as capture:
+        loss = _chunked(adapted, head, capture)
+        found = _loss_and_gradient(loss.training, adapted, sample)
+        assert capture.hidden is not None
+        dtype = capture.hidden.dtype
+        problem = _difference(expected, found, dtype)
+        problem = problem or _difference(expected[:1], [loss.evaluation(sample)], dtype)
+        if problem is None:
+            yield loss
+            return
+    yield TokenLoss(LossKernel.PLAIN, plain, plain, problem)
 
 
-def step_gradient(
-    function: GradientOfSum, parameters: Parameters, batches: Iterable[tuple[Batch, mx.array]]
-) -> StepGradient:
-    """Add up all micro-batches of one optimizer step, each with its key, and weigh by tokens once."""
-    loss, tokens = 0.0, 0
-    total = {name: mx.zeros(value.shape, dtype=mx.float32) for name, value in parameters.items()}
-    for batch, key in batches:
-        one, gradient = function(parameters, batch, key)
-        total = {name: value + gradient[name].astype(mx.float32) for name, value in total.items()}
-        mx.eval(one, total)
-        loss += as_float(one)
-        tokens += batch.tokens
-    return StepGradient(loss, tokens, {name: value / tokens for name, value in total.items()})
+def plain_loss(model: nn.Module) -> SummedLoss:
+    """All logits of a micro-batch at once."""
+
+    def loss(arrays: Arrays) -> mx.array:
+        logits = _call(model, arrays).astype(mx.float32)
+        losses = nn.losses.cross_entropy(logits, arrays["targets"])
+        return mx.where(arrays["learned"], losses, 0.0).sum()
+
+    return loss
 
 
-def norm(gradient: Parameters) -> float:
-    """The length of the whole gradient as one vector."""
-    squares = [mx.square(value).sum() for value in gradient.values()]
-    return as_float(mx.sqrt(mx.stack(squares).sum()))
+def _chunked(adapted: Adapted, head: Head, capture: Captured) -> TokenLoss:
+    vocabulary = _vocabulary(head)
+    learns = bool(head.module.trainable_parameters())
+    make = chunked.with_head_gradient if learns else chunked.with_gradient
+
+    def over(kernel: chunked.SummedLoss) -> SummedLoss:
+        def loss(arrays: Arrays) -> mx.array:
+            _call(adapted.model, arrays)
+            assert capture.hidden is not None  # the head was called: `find_head` saw it happen
+            slots = arrays["slots"]
+            used, places = slots >= 0, mx.maximum(slots, 0)
+            hidden = capture.hidden.reshape(-1, capture.hidden.shape[-1])[places]
+            return kernel(hidden, arrays["targets"].reshape(-1)[places], used.astype(mx.float32))
+
+        return loss
+
+    return TokenLoss(
+        LossKernel.CHUNKED, over(make(head, vocabulary)), over(chunked.forward_only(head, vocabulary))
+    )
 
 
-def as_float(scalar: mx.array) -> float:
-    """The value of a real scalar; waits for it."""
-    value = scalar.item()
-    assert isinstance(value, float)
-    return value
+def _call(model: nn.Module, arrays: Arrays) -> mx.array:
+    documents = arrays.get("documents")
+    cache = {} if documents is None else {"cache": packed_caches(len(model.layers), documents)}
+    logits: mx.array = model(arrays["inputs"], **cache)
+    return logits
+
+
+def _vocabulary(head: Head) -> int:
+    return int(head.module.weight.shape[0])
+
+
+def _loss_and_gradient(loss: SummedLoss, adapted: Adapted, sample: Arrays) -> list[mx.array]:
+    """The value and the gradient with respect to what the last blocks' adapters or weights are."""
+
+    def of(parameters: dict[str, mx.array]) -> mx.array:
+        adapted.put(parameters)
+        return loss(sample)
+
+    try:
+        value, gradient = mx.value_and_grad(of)(adapted.masters)
+        mx.eval(value, gradient)
+    finally:
+        adapted.put(adapted.masters)
+    return [value, *gradient.values()]
+
+
+def _difference(expected: list[mx.array], found: list[mx.array], dtype: mx.Dtype) -> str | None:
+    """Says how far apart a value and its gradient are, if that is more than rounding explains."""
+    value = _relative([expected[0]], [found[0]])
+    gradient = _relative(expected[1 : len(found)], found[1:])
+    if max(value, gradient) <= TOLERANCES[dtype]:  # never true of NaN
+        return None
+    return f"the chunked loss is off by {value:.1e} and its gradient by {gradient:.1e}"
+
+
+def _relative(expected: list[mx.array], found: list[mx.array]) -> float:
+    """The length of the difference over that of `expected`, both as one vector."""
+    if not expected:
+        return 0.0
+    difference = mx.stack([mx.square(one - other).sum() for one, other in zip(expected, found, strict=True)])
+    length = mx.stack([mx.square(one).sum() for one in expected])
+    return as_float(mx.sqrt(difference.sum() / mx.maximum(length.sum(), SMALLEST)))

@@ -13,10 +13,17 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+MARK = "recomputes"
+"""Of a class that is made here."""
+
 
 @contextmanager
 def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Keep only the inputs of `blocks` for the backward pass, until the context ends."""
+    """Keep only the inputs of `blocks` for the backward pass, until the context ends.
+
+    Blocks that do so already stay as they are.
+    """
+    blocks = [block for block in blocks if not getattr(type(block), MARK, False)]
     classes = [type(block) for block in blocks]
     recomputing = {cls: _recomputing(cls) for cls in classes}
     try:
@@ -38,4 +45,4 @@ def _recomputing(cls: type[nn.Module]) -> type[nn.Module]:
 
         return mx.checkpoint(inner)(self.trainable_parameters(), *args, **kwargs)
 
-    return type(cls.__name__, (cls,), {"__call__": call})
+    return type(cls.__name__, (cls,), {"__call__": call, MARK: True})

@@ -42,7 +42,10 @@ class Pace:
 
     loss: float
     learning_rate: float
+    gradient_norm: float | None
+    """Before clipping; absent when it is no number."""
     tokens_per_second: float
+    padding_share: float | None
     memory_bytes: int
     peak_bytes: int
     seconds_left: float
@@ -132,7 +135,9 @@ class Reporter:
                 steps=steps,
                 loss=pace.loss,
                 learning_rate=pace.learning_rate,
+                gradient_norm=pace.gradient_norm,
                 tokens_per_second=pace.tokens_per_second,
+                padding_share=pace.padding_share,
                 memory_bytes=pace.memory_bytes,
                 peak_bytes=pace.peak_bytes,
                 seconds_left=pace.seconds_left,

@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from graft_scheduler.hyperparameters import Batching, Method, Output, QuantizationConfig
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.messages import Done, Start, TrainResult
 from graft_scheduler.states import FailureClass, Phase, StopReason
-from graft_worker.engine.adapters import Adapted, adapter_config, attach, write_adapter
-from graft_worker.engine.batches import plan_order
+from graft_worker.engine.adapters import Adapted, Parameters, adapter_config, attach, write_adapter
+from graft_worker.engine.batches import Arrays, MicroBatch, build, plan_order
 from graft_worker.engine.checkpoints import CheckpointFolder, read_checkpoint
+from graft_worker.engine.cutting import plan_cutter
 from graft_worker.engine.dataset import Dataset, load_dataset
-from graft_worker.engine.device import device_name, peak_bytes, prepared, versions
-from graft_worker.engine.evaluation import perplexity
+from graft_worker.engine.device import budget_here, device_name, is_gpu, peak_bytes, prepared, versions
+from graft_worker.engine.evaluation import Evaluator, perplexity
 from graft_worker.engine.folders import write_whole
+from graft_worker.engine.gradients import GradientOfSum
 from graft_worker.engine.loading import Base, load_base
 from graft_worker.engine.loop import Loop, Task
+from graft_worker.engine.loss import TokenLoss, token_loss
+from graft_worker.engine.packing import PACKING_TOLERANCES, difference
 from graft_worker.engine.recompute import recomputed
 from graft_worker.engine.reports import Reporter, Stopped
-from graft_worker.engine.rows import digest
+from graft_worker.engine.rows import TokenRow, digest
 from graft_worker.link import JobError, Link
 
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 """Folders of the attempt's own folder."""
+SAMPLE_TOKENS = 64
+"""The loss's kernels are compared on the beginning of one row, this long,"""
+SAMPLE_ROWS = 64
+"""and the row is one of the first, this many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The state that becomes the adapter."""
+
+    step: int
+    parameters: Parameters
+    loss: float | None
 
 
 def train(start: Start, link: Link) -> Done:
@@ -47,28 +68,63 @@ def train(start: Start, link: Link) -> Done:
 
 def _train(start: Start, spec: TrainJob, reporter: Reporter) -> Done:
     reporter.phase(Phase.PREPARING)
-    base = load_base(spec.model, Path(start.model_dir) if start.model_dir else None, spec.precision)
+    base = _load(start, spec)
     dataset = load_dataset(spec, Path(start.data_dir or spec.data.source), base, reporter)
-    adapted = attach(base.model, spec.adapter, spec.seed)
-    task = _plan(spec, adapted, dataset)
+    adapted = attach(base.model, spec, base.compute_dtype)
+    task = _plan(spec, base, adapted, dataset, reporter)
     checkpoints = _checkpoint_folder(start, task, base)
     loop = Loop(task, checkpoints, reporter, start.trained_seconds)
-    _resume(start, loop, checkpoints.agreement)
-    facts = _facts(base, task, dataset)
-    _announce(loop, facts, reporter)
-    stopped = _run(loop, reporter)
-    result = _result(loop, facts)
+    _resume(start, loop, checkpoints)
+    with token_loss(adapted, spec.compute.loss, _sample(task.train_rows)) as loss:
+        facts = _facts(base, task, dataset, loss)
+        _announce(loop, loss, facts, reporter)
+        evaluator = Evaluator(base.model, loss.evaluation, task.valid_rows, task.cutter.budget)
+        stopped = _run(loop, loss, evaluator, reporter)
+        saved = _choose(loop, checkpoints)
+        if stopped is None:
+            reporter.phase(Phase.SAVING)
+            output = _save_adapter(start, task, saved, base)
+    result = _result(loop, saved, facts)
     if stopped is not None:
         return Done(job=start.job, token=start.token, stopped=stopped, result=result)
-    reporter.phase(Phase.SAVING)
-    output = _save_adapter(start, loop)
     return Done(job=start.job, token=start.token, result=result, output_dir=str(output))
 
 
-def _plan(spec: TrainJob, adapted: Adapted, dataset: Dataset) -> Task:
+def _load(start: Start, spec: TrainJob) -> Base:
+    folder = Path(start.model_dir) if start.model_dir else None
+    if spec.method is Method.QLORA:
+        return load_base(spec.model, folder, spec.precision, spec.quantization or QuantizationConfig())
+    return load_base(spec.model, folder, spec.precision, must_be_whole=spec.method is Method.FULL)
+
+
+def _plan(spec: TrainJob, base: Base, adapted: Adapted, dataset: Dataset, reporter: Reporter) -> Task:
     train_rows, valid_rows = dataset.train.rows, dataset.valid.rows
-    order = plan_order(len(train_rows), spec.batch_size, spec.epochs, spec.steps, spec.seed)
-    return Task(spec, adapted, train_rows, valid_rows[: spec.evaluation.rows], order)
+    widths = [row.width for row in train_rows]
+    order = plan_order(widths, spec.batch_size, spec.epochs, spec.steps, spec.seed, spec.length_window)
+    batching = _batching(spec.compute.batching, base, reporter)
+    budget = budget_here(spec.micro_batch_tokens)
+    compiled = spec.compute.compile and is_gpu()
+    cutter = plan_cutter(train_rows, order, budget, batching, compiled=compiled)
+    return Task(spec, adapted, train_rows, valid_rows[: spec.evaluation.rows], order, cutter)
+
+
+def _batching(asked: Batching, base: Base, reporter: Reporter) -> Batching:
+    """What was asked for, unless the model sees through the walls between packed rows."""
+    if asked is not Batching.PACKED:
+        return asked
+    apart = difference(base.model, base.vocabulary or 1)
+    if apart <= PACKING_TOLERANCES[base.compute_dtype]:
+        return asked
+    text = f"rows are not packed: packing would change what {base.config.get('model_type')} makes of them"
+    reporter.log(f"{text} (by {apart:.1e}); they are computed in buckets of like length", "warning")
+    return Batching.BUCKETED
+
+
+def _sample(rows: Sequence[TokenRow]) -> Arrays:
+    """The beginning of one of the first rows, all of it to be learned."""
+    tokens = max((row.tokens[:SAMPLE_TOKENS] for row in rows[:SAMPLE_ROWS]), key=len)
+    row = TokenRow(tokens, np.ones(len(tokens), dtype=np.bool_))
+    return build([row], MicroBatch(((0,),), row.width, 1, row.targets)).arrays
 
 
 def _checkpoint_folder(start: Start, task: Task, base: Base) -> CheckpointFolder:
@@ -76,22 +132,25 @@ def _checkpoint_folder(start: Start, task: Task, base: Base) -> CheckpointFolder
         Path(start.work_dir) / CHECKPOINTS,
         task.spec.checkpoint.keep,
         _agreement(task, base),
-        adapter_config(task.adapted, task.spec.adapter, task.spec.model),
+        adapter_config(task.adapted, task.spec, base.quantization),
+        keeps_best=task.spec.output is Output.BEST,
     )
 
 
 def _agreement(task: Task, base: Base) -> dict[str, Any]:
     """What has to be the same for a checkpoint to be gone on from; micro-batches need not be."""
     spec = task.spec
-    settings = spec.model_dump(mode="json", include={"method", "optimizer", "schedule", "batch_size", "seed"})
+    same = {"method", "quantization", "optimizer", "schedule", "batch_size", "length_window", "seed"}
     return {
-        **settings,
-        "adapter.rank": spec.adapter.rank,
+        **spec.model_dump(mode="json", include=same),
+        "learning_rate": spec.learning_rate,
+        "adapter.rank": spec.adapter.trained_rank,
         "adapter.scale": spec.adapter.multiplier,
         "adapter.dropout": spec.adapter.dropout,
         "adapter.layers": len(task.adapted.blocks),
         "adapter.targets": list(task.adapted.modules),
-        "precision": str(base.dtype),
+        "output": spec.output,
+        "precision": base.dtype,
         "steps": task.order.steps,
         "rows to train": task.order.total_rows,
         "training rows of digest": digest(task.train_rows),
@@ -99,55 +158,79 @@ def _agreement(task: Task, base: Base) -> dict[str, Any]:
     }
 
 
-def _resume(start: Start, loop: Loop, agreement: Mapping[str, Any]) -> None:
+def _resume(start: Start, loop: Loop, checkpoints: CheckpointFolder) -> None:
     if start.resume_dir is None:
         return
     folder = Path(start.resume_dir)
-    snapshot = read_checkpoint(folder, agreement)
+    snapshot = read_checkpoint(folder, checkpoints.agreement)
     try:
         loop.restore(snapshot)
     except ValueError as error:
         raise JobError(FailureClass.CONFIG, f"the checkpoint {folder} does not fit: {error}") from error
+    if snapshot.best_file is not None:
+        checkpoints.take_best(snapshot.best_file)
 
 
-def _facts(base: Base, task: Task, dataset: Dataset) -> dict[str, Any]:
+def _facts(base: Base, task: Task, dataset: Dataset, loss: TokenLoss) -> dict[str, Any]:
     """Counts and choices worth keeping with the result."""
+    adapted = task.adapted
+    branches = {str(dtype).rpartition(".")[2] for name, dtype in adapted.dtypes.items() if "lora_" in name}
     return {
         "dtype": base.dtype,
+        "adapter_dtype": branches.pop() if branches else None,
+        "quantization": base.quantization,
+        "loss_kernel": loss.kernel.value,
+        "batching": task.cutter.batching.value,
         "device": device_name(),
         "versions": versions(),
-        "trainable_parameters": sum(array.size for array in task.adapted.parameters().values()),
-        "adapted_modules": list(task.adapted.modules),
-        "adapted_layers": len(task.adapted.blocks),
+        "trainable_parameters": sum(array.size for array in adapted.masters.values()),
+        "adapted_modules": list(adapted.modules),
+        "adapted_layers": len(adapted.blocks),
         "data_format": dataset.format.value,
         "rows": dataset.counts(),
     }
 
 
-def _announce(loop: Loop, facts: dict[str, Any], reporter: Reporter) -> None:
+def _announce(loop: Loop, loss: TokenLoss, facts: dict[str, Any], reporter: Reporter) -> None:
     reporter.ready()
     reporter.log(
         f"{facts['trainable_parameters']:,} trainable parameters on {facts['adapted_layers']} layers; "
         f"the base computes in {facts['dtype']} on {facts['device']}"
     )
+    if loss.problem is not None:
+        reporter.log(f"the loss is computed from all logits at once: {loss.problem}", "warning")
     rows = len(loop.task.train_rows), len(loop.task.valid_rows)
     steps = loop.task.order.steps
     reporter.planned(first_step=loop.state.step, steps=steps, rows=rows, facts=facts)
 
 
-def _run(loop: Loop, reporter: Reporter) -> StopReason | None:
+def _run(loop: Loop, loss: TokenLoss, evaluator: Evaluator, reporter: Reporter) -> StopReason | None:
     """Train; when told to stop, save what is there and say why."""
-    blocks = loop.task.adapted.blocks if loop.task.spec.gradient_checkpointing else ()
+    spec, adapted = loop.task.spec, loop.task.adapted
+    gradient = GradientOfSum(adapted, loss.training, compiled=spec.compute.compile)
     try:
-        with recomputed(blocks):
-            loop.run()
+        with recomputed(adapted.blocks if spec.gradient_checkpointing else ()):
+            loop.run(gradient, evaluator)
     except Stopped as stopped:
         loop.save()
         return stopped.reason
+    if loop.state.stopped_early:
+        patience = f"no better validation loss in {spec.evaluation.patience} evaluations"
+        reporter.log(f"stopped early, after step {loop.state.step} of {loop.task.order.steps}: {patience}")
     return None
 
 
-def _result(loop: Loop, facts: dict[str, Any]) -> TrainResult:
+def _choose(loop: Loop, checkpoints: CheckpointFolder) -> Saved:
+    """The last state, or that of the best validation loss where the job asks for it."""
+    state = loop.state
+    if loop.task.spec.output is Output.LAST or state.best_step in {None, state.step}:
+        return Saved(state.step, loop.parameters, state.last_loss)
+    assert state.best_step is not None
+    best = checkpoints.best()
+    return Saved(state.best_step, {name: best[name] for name in loop.parameters}, state.best_loss)
+
+
+def _result(loop: Loop, saved: Saved, facts: dict[str, Any]) -> TrainResult:
     state = loop.state
     return TrainResult(
         steps=state.step,
@@ -155,20 +238,25 @@ def _result(loop: Loop, facts: dict[str, Any]) -> TrainResult:
         final_loss=state.last_loss,
         best_loss=state.best_loss,
         best_step=state.best_step,
-        perplexity=None if state.last_loss is None else perplexity(state.last_loss),
+        saved_step=saved.step,
+        perplexity=None if saved.loss is None else perplexity(saved.loss),
+        stopped_early=state.stopped_early,
+        skipped_steps=state.skipped_steps,
         training_seconds=loop.trained_seconds(),
         tokens=state.tokens,
-        tokens_per_second=loop.step_tokens / loop.step_seconds if loop.step_seconds else None,
+        tokens_per_second=loop.work.tokens_per_second,
+        padding_share=loop.work.padding_share,
         peak_memory_bytes=peak_bytes(),
-        first_step_seconds=loop.first_step_seconds,
+        first_step_seconds=loop.work.first_step_seconds,
         facts=facts,
     )
 
 
-def _save_adapter(start: Start, loop: Loop) -> Path:
-    """The adapter of the last step."""
-    spec = loop.task.spec
-    config = adapter_config(loop.task.adapted, spec.adapter, spec.model)
+def _save_adapter(start: Start, task: Task, saved: Saved, base: Base) -> Path:
+    """The adapter's folder; a full fine-tune is saved in the dtypes of its base."""
+    config = adapter_config(task.adapted, task.spec, base.quantization)
+    is_full = task.adapted.method is Method.FULL
+    parameters = task.adapted.computed(saved.parameters) if is_full else saved.parameters
     folder = Path(start.work_dir) / ADAPTER
-    write_whole(folder, lambda aside: write_adapter(aside, loop.parameters, config))
+    write_whole(folder, lambda aside: write_adapter(aside, parameters, config))
     return folder

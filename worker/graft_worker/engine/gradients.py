@@ -1,0 +1,99 @@
+"""Gradients as sums over tokens, so that any cut into micro-batches adds up alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from graft_worker.engine.adapters import Adapted, Parameters
+from graft_worker.engine.batches import Arrays, Batch
+from graft_worker.engine.cutting import MAX_SHAPES
+from graft_worker.engine.device import is_gpu
+from graft_worker.engine.dropout import give_keys
+from graft_worker.engine.loss import SummedLoss
+from graft_worker.engine.scalars import as_float
+
+Gradient = Callable[[Parameters, Arrays, mx.array], tuple[mx.array, Parameters]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepGradient:
+    """What the micro-batches of one optimizer step add up to."""
+
+    loss: float
+    """The sum over its learned tokens."""
+    total: Parameters
+    """The gradient of that sum, in float32."""
+    tokens: int
+    read_tokens: int
+    computed_tokens: int
+    norm: float
+    """Of the gradient of the mean loss, as one vector."""
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.tokens
+
+
+class GradientOfSum:
+    """Loss and gradient of micro-batches with respect to the masters, compiled where that pays."""
+
+    def __init__(self, adapted: Adapted, loss: SummedLoss, *, compiled: bool) -> None:
+        self._adapted = adapted
+        self._loss = loss
+        self._plain: Gradient = mx.value_and_grad(self._value)
+        self._is_compiled = compiled and is_gpu()
+        self._compiled: Gradient = mx.compile(self._plain)
+        self._add: Callable[[Parameters, Parameters], Parameters] = mx.compile(_add)
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
+
+    @property
+    def shapes(self) -> int:
+        """How many were compiled."""
+        return len(self._shapes)
+
+    def __call__(self, parameters: Parameters, arrays: Arrays, key: mx.array) -> tuple[mx.array, Parameters]:
+        function = self._compiled if self._may_compile(arrays) else self._plain
+        return function(parameters, arrays, key)
+
+    def of_step(self, parameters: Parameters, batches: Iterable[tuple[Batch, mx.array]]) -> StepGradient:
+        """Add up all micro-batches of one optimizer step, each with its key."""
+        losses: list[mx.array] = []
+        total: Parameters | None = None
+        tokens = read = computed = 0
+        for batch, key in batches:
+            loss, gradient = self(parameters, batch.arrays, key)
+            total = gradient if total is None else self._add(total, gradient)
+            losses.append(loss)
+            mx.eval(loss, total)
+            tokens += batch.tokens
+            read += batch.read_tokens
+            computed += batch.computed_tokens
+        assert total is not None  # no step is empty
+        loss_sum, length = mx.stack(losses).sum(), norm(total)
+        mx.eval(loss_sum, length)
+        return StepGradient(as_float(loss_sum), total, tokens, read, computed, as_float(length) / tokens)
+
+    def _value(self, parameters: Parameters, arrays: Arrays, key: mx.array) -> mx.array:
+        give_keys(self._adapted.dropouts, key)
+        self._adapted.put(parameters)
+        return self._loss(arrays)
+
+    def _may_compile(self, arrays: Arrays) -> bool:
+        if not self._is_compiled:
+            return False
+        shape = tuple(arrays[name].shape for name in sorted(arrays))
+        if shape not in self._shapes and len(self._shapes) < MAX_SHAPES:
+            self._shapes.add(shape)
+        return shape in self._shapes
+
+
+def norm(gradient: Parameters) -> mx.array:
+    """The length of the whole gradient as one vector; summed in the order of its names."""
+    return mx.sqrt(mx.stack([mx.square(value).sum() for value in gradient.values()]).sum())
+
+
+def _add(total: Parameters, gradient: Parameters) -> Parameters:
+    return {name: value + gradient[name] for name, value in total.items()}
