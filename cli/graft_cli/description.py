@@ -80,19 +80,24 @@ def _settings(spec: TrainJob | CountJob) -> list[tuple[str, str]]:
     if spec.kind == "count":
         return [("steps", str(spec.steps)), ("step seconds", f"{spec.step_seconds:g}")]
     length = f"{spec.steps} steps" if spec.steps else f"{spec.epochs or 1:g} epochs"
-    layers = f"the last {spec.adapter.layers} layers" if spec.adapter.layers else "all layers"
+    optimizer, schedule = spec.optimizer.name.value, spec.schedule.name.value
     return [
         ("model", spec.model.source),
         ("data", spec.data.source),
-        (
-            "method",
-            f"{spec.method.value}, rank {spec.adapter.rank}, scale {spec.adapter.multiplier:g}, {layers}",
-        ),
-        ("learning rate", f"{spec.optimizer.learning_rate:g} ({spec.optimizer.name}, {spec.schedule.name})"),
+        ("method", _method(spec)),
+        ("learning rate", f"{spec.learning_rate:g} ({optimizer}, {schedule})"),
         ("length", f"{length}, batches of {spec.batch_size}, rows of at most {spec.max_length} tokens"),
         ("seed", str(spec.seed)),
         ("priority", str(spec.priority)),
     ]
+
+
+def _method(spec: TrainJob) -> str:
+    adapter = spec.adapter
+    layers = f"the last {adapter.layers} layers" if adapter.layers else "all layers"
+    if spec.method == "full":
+        return f"full, {layers}"
+    return f"{spec.method.value}, rank {adapter.rank}, scale {adapter.multiplier:g}, {layers}"
 
 
 def _memory(record: JobRecord) -> list[tuple[str, str]]:

@@ -23,8 +23,13 @@ def train(
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="A JSONL file, or a folder with train.jsonl.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="How to adapt the base; default: lora.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapters; default: 8.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="How to adapt the base: lora, qlora, dora or full; default: lora.")
+    ] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Rank of the adapters, or auto to find it; default: 8."),
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="Adapter strength as alpha / rank.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--lr", "--learning-rate", help="Peak learning rate; default: 1e-4.")
@@ -48,7 +53,10 @@ def train(
         typer.Option("--set", metavar="NAME=VALUE", help="Any setting of a job, such as optimizer.name=sgd."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", metavar="FILE", help="Settings in TOML, JSON or YAML.")
+        Path | None,
+        typer.Option(
+            "--config", "-c", metavar="FILE", help="Settings in TOML, JSON or YAML, Graft's or mlx-lm's."
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the exit code says which.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait, with a progress bar.")] = False,
@@ -61,13 +69,13 @@ def train(
     redis_url: RedisUrl = None,
 ) -> None:
     """Fine-tune a model: submit a job, and print its id."""
-    from graft_cli.train_settings import build_job, parse_labels
+    from graft_cli.train_settings import build_job, parse_labels, parse_rank
 
     flags = {
         "model": model,
         "data": data,
         "method": method,
-        "adapter.rank": rank,
+        "adapter.rank": parse_rank(rank),
         "adapter.alpha": alpha,
         "adapter.layers": layers,
         "optimizer.learning_rate": learning_rate,

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from graft_cli import samples
+from graft_cli.output import out
 
 if TYPE_CHECKING:
+    import yaml
+
     from graft_scheduler.jobs import TrainJob
 
-EXCLUSIVE = {"epochs": "steps", "steps": "epochs", "adapter.alpha": "adapter.scale"}
+EXCLUSIVE = {
+    "epochs": "steps",
+    "steps": "epochs",
+    "adapter.alpha": "adapter.scale",
+    "adapter.scale": "adapter.alpha",
+    "schedule.warmup": "schedule.warmup_steps",
+}
 """Giving one on the command line takes back the other from the file."""
+FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+"""Numbers that YAML 1.1, and so PyYAML, takes for text where they lack a point or a sign: 1e-5."""
 
 
 def build_job(file: Path | None, flags: Mapping[str, Any], assignments: Iterable[str]) -> TrainJob:
@@ -22,11 +37,12 @@ def build_job(file: Path | None, flags: Mapping[str, Any], assignments: Iterable
     Raises:
         InvalidInput: names the setting or the option, its value, and what would be right.
     """
-    from graft_scheduler.job_settings import build_train_job
+    from graft_scheduler.job_settings import SHORT_NAMES, build_train_job
 
-    values = read_settings(file) if file else {}
     given = {name: value for name, value in flags.items() if value is not None}
-    given |= dict(parse_assignment(text) for text in assignments)
+    for name, value in map(parse_assignment, assignments):
+        given[SHORT_NAMES.get(name, name)] = value
+    values = read_settings(file, given.get("model")) if file else {}
     for name in given:
         values.pop(EXCLUSIVE.get(name, ""), None)
     values |= given
@@ -34,13 +50,16 @@ def build_job(file: Path | None, flags: Mapping[str, Any], assignments: Iterable
     return build_train_job(values)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a TOML, JSON or YAML file.
+def read_settings(path: Path, model: str | None = None) -> dict[str, Any]:
+    """The settings in a TOML, JSON or YAML file: ours, or those of mlx-lm in ours.
+
+    `model` is that of the command line, which stands in the place of the file's.
 
     Raises:
         InvalidInput: the file is missing, is of another kind, or does not hold settings.
     """
     from graft_scheduler.errors import InvalidInput
+    from graft_scheduler.mlx_lm_config import is_mlx_lm
 
     try:
         text = path.read_text()
@@ -52,7 +71,41 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise InvalidInput(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise InvalidInput(f"{path} holds {type(values).__name__}; it must hold settings by name")
-    return values
+    return import_mlx_lm(path, values, model) if is_mlx_lm(values) else values
+
+
+def import_mlx_lm(path: Path, values: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+    """Our settings for mlx-lm's in the file at `path`; says what they do not carry over.
+
+    Raises:
+        InvalidInput: names the file, the key, its value and the remedy.
+    """
+    from graft_scheduler.errors import InvalidInput
+    from graft_scheduler.mlx_lm_config import from_mlx_lm
+
+    try:
+        imported = from_mlx_lm(values, _count_blocks(model or values.get("model")))
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from error
+    out.note(f"{path} is a configuration of mlx-lm's; docs/mlx-lm.md tells what becomes of its keys")
+    for note in imported.notes:
+        out.note(f"  {note}")
+    return imported.settings
+
+
+def parse_rank(text: str | None) -> int | str | None:
+    """A number, or `auto`.
+
+    Raises:
+        BadParameter: it is neither.
+    """
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        remedy = f"{text!r} must be a whole number, such as 8, or auto"
+        raise typer.BadParameter(remedy, param_hint="'--rank'") from None
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -111,6 +164,18 @@ def _has(values: Mapping[str, Any], name: str) -> bool:
     return bool(values.get(name) or values.get(f"{name}.source"))
 
 
+def _count_blocks(model: object) -> int | None:
+    """Of a model folder on this machine; of a hub id, or of one that will be refused, nothing is known."""
+    from graft_scheduler.basemodels import local_folder, read_base_model
+    from graft_scheduler.errors import InvalidInput
+
+    try:
+        folder = local_folder(model) if isinstance(model, str) else None
+        return None if folder is None else read_base_model(folder).num_layers
+    except InvalidInput:
+        return None
+
+
 def _parse(suffix: str, text: str) -> Any:
     match suffix:
         case ".toml":
@@ -126,13 +191,21 @@ def _parse(suffix: str, text: str) -> Any:
 
 
 def _parse_yaml(text: str) -> Any:
+    import yaml
+
     try:
-        import yaml
-    except ImportError:
-        raise ValueError(
-            "reading YAML needs PyYAML (`pip install pyyaml`); TOML and JSON need nothing"
-        ) from None
-    try:
-        return yaml.safe_load(text) or {}
+        return yaml.load(text, _loader()) or {}  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(str(error).replace("\n", " ")) from error
+
+
+@cache
+def _loader() -> type[yaml.SafeLoader]:
+    """PyYAML's safe loader, which also reads 1e-5 as a number, as mlx-lm's does."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+    return Loader

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
+_NOT_NAMES = re.compile(r"train|count|constrained-\w+|literal\[.*\]")
+"""Parts of pydantic's paths that name a kind of job or a branch of a union, not a setting."""
+
 
 def explain(error: ValidationError, known: tuple[str, ...]) -> str:
     """Pydantic's complaints as one line: field, value, remedy."""
-    return "; ".join(_explain_one(dict(one), known) for one in error.errors())
+    texts: dict[str, str] = {}
+    for one in error.errors():
+        name = ".".join(str(part) for part in one["loc"] if not _NOT_NAMES.fullmatch(str(part)))
+        if name in texts and one["type"] == "literal_error":  # the other branch of a union
+            texts[name] += f", or {one['ctx']['expected']}"
+        else:
+            texts[name] = _explain_one(name, dict(one), known)
+    return "; ".join(texts.values())
 
 
-def _explain_one(one: dict[str, Any], known: tuple[str, ...]) -> str:
-    name = ".".join(str(part) for part in one["loc"] if part not in {"train", "count"})
+def _explain_one(name: str, one: dict[str, Any], known: tuple[str, ...]) -> str:
     value, limits = one["input"], one.get("ctx", {})
     match one["type"]:
         case "extra_forbidden":

@@ -111,7 +111,7 @@ class OptimizerConfig(Spec):
     lora_plus: float | None = Field(default=None, ge=1, le=1000)
     """How much higher the rate of the B matrices is than that of A (Hayou et al., arXiv 2402.12354)."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled, of every optimizer but adam."""
+    """Of every optimizer but adam; as MLX applies it: decoupled, but for sgd and muon."""
     betas: tuple[float, float] | None = None
     """Of adamw, adam and lion; absent means MLX's own."""
     eps: float | None = Field(default=None, gt=0)

@@ -13,16 +13,27 @@ from graft_scheduler.jobs import TrainJob
 
 SHORT_NAMES: dict[str, str] = {
     "rank": "adapter.rank",
+    "max_rank": "adapter.max_rank",
     "alpha": "adapter.alpha",
+    "rslora": "adapter.rslora",
     "scale": "adapter.scale",
     "dropout": "adapter.dropout",
     "targets": "adapter.targets",
     "layers": "adapter.layers",
     "learning_rate": "optimizer.learning_rate",
     "lr": "optimizer.learning_rate",
+    "lora_plus": "optimizer.lora_plus",
     "weight_decay": "optimizer.weight_decay",
+    "betas": "optimizer.betas",
+    "eps": "optimizer.eps",
+    "momentum": "optimizer.momentum",
     "max_grad_norm": "optimizer.max_grad_norm",
     "warmup": "schedule.warmup",
+    "warmup_steps": "schedule.warmup_steps",
+    "decay_steps": "schedule.decay_steps",
+    "patience": "evaluation.patience",
+    "bits": "quantization.bits",
+    "group_size": "quantization.group_size",
 }
 """Spellings people type for nested settings, in `--set` and in search spaces."""
 

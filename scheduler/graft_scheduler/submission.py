@@ -9,10 +9,13 @@ from graft_scheduler import datasets
 from graft_scheduler.basemodels import BaseModel, local_folder, read_base_model
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hub import fetch_hub_config
+from graft_scheduler.hyperparameters import Method
 from graft_scheduler.jobs import CountJob, DataFormat, DataRef, ModelRef, TrainJob
 from graft_scheduler.memory import Backend, estimate_peak, tokens_at_once
 from graft_scheduler.store import Store
 
+DORA_BITS = (2, 4, 8)
+"""Quantised bases whose DoRA adapters stock mlx-lm can load: it takes 32 to be a multiple of the bits."""
 TEMPLATE_TOKENS = 64
 """What a chat template adds to a row at most: role marks, a date, a default system prompt."""
 
@@ -42,7 +45,9 @@ def check(job: TrainJob | CountJob) -> Submission:
         _check_base(job, base, data)
     has_length = job.epochs is not None or job.steps is not None
     epochs = job.epochs if has_length else 1.0
-    spec = job.model_copy(update={"model": model, "data": data, "epochs": epochs})
+    optimizer = job.optimizer.model_copy(update={"learning_rate": job.learning_rate})
+    written_out = {"model": model, "data": data, "epochs": epochs, "optimizer": optimizer}
+    spec = job.model_copy(update=written_out)
     return Submission(spec, _estimate(spec, base, longest_tokens))
 
 
@@ -82,6 +87,31 @@ def _check_base(job: TrainJob, base: BaseModel, data: DataRef) -> None:
         raise InvalidInput(
             f"`adapter.layers` is {job.adapter.layers}; it must be at most {base.num_layers}, "
             f"the blocks of {source}"
+        )
+    _check_quantization(job, base)
+
+
+def _check_quantization(job: TrainJob, base: BaseModel) -> None:
+    """Refuse a method that does not fit a base that is quantised already."""
+    found, asked = base.quantization, job.quantization
+    if found is None:
+        return
+    quantised = f"the model {job.model.source} is quantised ({found.bits} bits)"
+    if job.method is Method.FULL:
+        raise InvalidInput(
+            f"{quantised}; a full fine-tune needs the full-precision base, or adapt this one with "
+            "`--method lora`"
+        )
+    if job.method is Method.DORA and found.bits not in DORA_BITS:
+        raise InvalidInput(
+            f"{quantised}, and mlx-lm loads dora adapters on a base of "
+            f"{', '.join(map(str, DORA_BITS))} bits only; use lora, or another base"
+        )
+    if asked is not None and (asked.bits, asked.group_size) != (found.bits, found.group_size):
+        raise InvalidInput(
+            f"`quantization` is {asked.bits} bits in groups of {asked.group_size}, and {quantised} "
+            f"in groups of {found.group_size} already; leave `quantization` out, or name the "
+            "full-precision base"
         )
 
 

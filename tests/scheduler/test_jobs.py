@@ -22,7 +22,10 @@ PLAIN: dict[str, Any] = {"model": "base", "data": "rows.jsonl"}
         ({"method": "lorra"}, "`method` is 'lorra'; it must be 'lora'"),
         ({"learning_rat": 1}, "`learning_rat` is not a setting; did you mean `learning_rate`?"),
         ({"optimizer.nam": "sgd"}, "`optimizer.nam` is not a setting; did you mean `optimizer.name`?"),
-        ({"optimizer.name": "adan"}, "`optimizer.name` is 'adan'; it must be 'adamw', 'adam' or 'sgd'"),
+        (
+            {"optimizer.name": "adan"},
+            "`optimizer.name` is 'adan'; it must be 'adamw', 'adam', 'adafactor', 'muon', 'sgd' or 'lion'",
+        ),
         ({"batch_size": 0}, "`batch_size` is 0; it must be at least 1"),
         ({"dropout": 1}, "`adapter.dropout` is 1; it must be below 1"),
         ({"lr": 0}, "`optimizer.learning_rate` is 0; it must be above 0"),

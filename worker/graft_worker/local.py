@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +75,7 @@ def train(
 
 def _start(job: TrainJob, folder: Path, resume_from: Path | None) -> Start:
     return Start(
-        job=JobId("local"),
+        job=JobId(f"local-{secrets.token_hex(4)}"),
         token=Token(0),
         spec=job,
         work_dir=str(folder),

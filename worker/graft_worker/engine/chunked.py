@@ -95,16 +95,22 @@ def with_head_gradient(head: Head, vocabulary: int) -> SummedLoss:
 def _chunk(head: Head, hidden: mx.array, targets: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
     """The summed loss of a chunk, and its gradient with respect to `hidden`."""
     logits = head.logits(hidden)
-    loss = ((mx.logsumexp(logits, axis=-1) - _of_target(logits, targets)) * weights).sum()
-    errors = mx.softmax(logits, axis=-1)
     places = targets[:, None]
-    errors = mx.put_along_axis(errors, places, mx.take_along_axis(errors, places, axis=-1) - 1.0, axis=-1)
+    # One exponential for each logit: on the CPU they cost more than the products.
+    largest = mx.max(logits, axis=-1, keepdims=True)
+    powers = mx.exp(logits - largest)
+    sums = powers.sum(axis=-1, keepdims=True)
+    losses = (mx.log(sums) + largest - mx.take_along_axis(logits, places, axis=-1))[:, 0]
+    errors = mx.put_along_axis(
+        powers, places, mx.take_along_axis(powers, places, axis=-1) - sums, axis=-1
+    )  # the softmax less the target, times `sums`
     if head.softcap is not None:
         errors = errors * (1.0 - mx.square(logits / head.softcap))
-    errors = errors * head.scale if head.scale != 1.0 else errors
-    raw = head.raw
-    _, (gradient,) = mx.vjp(raw, [hidden], [errors.astype(hidden.dtype)])
-    return loss, gradient * weights[:, None].astype(gradient.dtype)
+    share = weights[:, None] * head.scale / sums
+    if hidden.dtype != mx.float32:
+        errors, share = errors * share, mx.array(1.0)
+    _, (gradient,) = mx.vjp(head.raw, [hidden], [errors.astype(hidden.dtype)])
+    return (losses * weights).sum(), gradient * share.astype(gradient.dtype)
 
 
 def _learning_chunk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,12 @@ from graft_worker.engine.recompute import recomputed
 from graft_worker.engine.reports import Reporter, Stopped
 from graft_worker.engine.rows import TokenRow, digest
 from graft_worker.link import JobError, Link
+from graft_worker.tracking.link import TrackedLink, tracked
 
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
-"""Folders of the attempt's own folder."""
+TRACKING = "tracking"
+"""Folders of the attempt's own folder. The files of trackers travel with the adapter."""
 SAMPLE_TOKENS = 64
 """The loss's kernels are compared on the beginning of one row, this long,"""
 SAMPLE_ROWS = 64
@@ -58,15 +61,15 @@ def train(start: Start, link: Link) -> Done:
     spec = start.spec
     if not isinstance(spec, TrainJob):
         raise JobError(FailureClass.INTERNAL, f"a job of kind {spec.kind} is no training job")
-    reporter = Reporter(start, link)
-    with prepared(start.budget_bytes):
+    with prepared(start.budget_bytes), tracked(start, link) as tracking:
         try:
-            return _train(start, spec, reporter)
+            return _train(start, spec, tracking)
         except Stopped as stopped:
             return Done(job=start.job, token=start.token, stopped=stopped.reason)
 
 
-def _train(start: Start, spec: TrainJob, reporter: Reporter) -> Done:
+def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
+    reporter = Reporter(start, tracking)
     reporter.phase(Phase.PREPARING)
     base = _load(start, spec)
     dataset = load_dataset(spec, Path(start.data_dir or spec.data.source), base, reporter)
@@ -81,12 +84,12 @@ def _train(start: Start, spec: TrainJob, reporter: Reporter) -> Done:
         evaluator = Evaluator(base.model, loss.evaluation, task.valid_rows, task.cutter.budget)
         stopped = _run(loop, loss, evaluator, reporter)
         saved = _choose(loop, checkpoints)
-        if stopped is None:
-            reporter.phase(Phase.SAVING)
-            output = _save_adapter(start, task, saved, base)
     result = _result(loop, saved, facts)
     if stopped is not None:
         return Done(job=start.job, token=start.token, stopped=stopped, result=result)
+    reporter.phase(Phase.SAVING)
+    tracking.finish(result)
+    output = _save_adapter(start, task, saved, base)
     return Done(job=start.job, token=start.token, result=result, output_dir=str(output))
 
 
@@ -258,5 +261,11 @@ def _save_adapter(start: Start, task: Task, saved: Saved, base: Base) -> Path:
     is_full = task.adapted.method is Method.FULL
     parameters = task.adapted.computed(saved.parameters) if is_full else saved.parameters
     folder = Path(start.work_dir) / ADAPTER
-    write_whole(folder, lambda aside: write_adapter(aside, parameters, config))
+
+    def write(aside: Path) -> None:
+        write_adapter(aside, parameters, config)
+        for file in (Path(start.work_dir) / TRACKING).rglob("*.*"):
+            shutil.copyfile(file, aside / file.name)
+
+    write_whole(folder, write)
     return folder

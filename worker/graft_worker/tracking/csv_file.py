@@ -1,0 +1,30 @@
+"""`metrics.csv` in the attempt's folder: a row for every report, there as soon as it is written."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+
+from graft_worker.tracking.figures import METRICS, End, Point, TrackedJob
+
+FILE = "metrics.csv"
+
+
+class CsvExporter:
+    """Appends to the file of an earlier attempt, if it has the same folder."""
+
+    def __init__(self, job: TrackedJob) -> None:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        self._file = (job.folder / FILE).open("a", newline="", encoding="utf-8")
+        self._rows = csv.DictWriter(self._file, ("step", *METRICS))
+        if self._file.tell() == 0:
+            self._rows.writeheader()
+            self._file.flush()
+
+    def log(self, points: Sequence[Point]) -> None:
+        for point in points:
+            self._rows.writerow({"step": point.step, **point.values})
+            self._file.flush()
+
+    def finish(self, end: End) -> None:
+        self._file.close()
