@@ -1,5 +1,10 @@
-"""What runs on a Mac: worker, supervisor, runner, engine; and `train`, which needs none but the last."""
+"""What runs on a Mac: worker, supervisor, runner, engine; and training in this process.
 
+`train` takes a job, `MLXTrainer` a few settings; neither imports MLX before it trains.
+"""
+
+from graft_scheduler.messages import TrainResult
 from graft_worker.local import train
+from graft_worker.trainer import MLXTrainer, TrainingConfig
 
-__all__ = ["train"]
+__all__ = ["MLXTrainer", "TrainResult", "TrainingConfig", "train"]

@@ -40,12 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _answer(options: argparse.Namespace, tell: Callable[[str], None]) -> Answer:
     from graft_worker.engine.device import prepared  # MLX and mlx-lm: some seconds
-    from graft_worker.engine.generate import Question, generate, put_adapter
+    from graft_worker.engine.generate import Question, generate, put_adapter, quantization_of
     from graft_worker.engine.loading import load_base
 
     question = Question(options.prompt, options.max_tokens, options.temperature, options.seed, options.raw)
     with prepared(None):
-        base = load_base(ModelRef(source=options.model), None, Precision.AUTO)
+        quantization = None if options.adapter is None else quantization_of(options.adapter)
+        base = load_base(ModelRef(source=options.model), None, Precision.AUTO, quantization)
         if options.adapter is not None:
             put_adapter(base, options.adapter)
         return generate(base, question, tell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -68,9 +69,18 @@ def train(
             f"the output folder {folder} is not empty; name another, or a checkpoint to go on from"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    done = run(_start(job, folder, resume_from), LocalLink(tell))
+    done = run(_start(_at_home(job), folder, resume_from), LocalLink(tell))
     assert done.result is not None  # only a stop ends without one, and nobody asks for it
     return done.result
+
+
+def _at_home(job: TrainJob) -> TrainJob:
+    """The job with the `~` of its model and its data written out."""
+    places = {
+        name: ref.model_copy(update={"source": os.path.expanduser(ref.source)})
+        for name, ref in (("model", job.model), ("data", job.data))
+    }
+    return job.model_copy(update=places)
 
 
 def _start(job: TrainJob, folder: Path, resume_from: Path | None) -> Start:

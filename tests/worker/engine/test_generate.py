@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlx import nn
 
 import graft_worker
 from graft_scheduler.hyperparameters import Precision
 from graft_scheduler.jobs import ModelRef, TrainJob
+from graft_scheduler.states import FailureClass
+from graft_worker.engine import loading
 from graft_worker.engine.device import prepared
-from graft_worker.engine.generate import Question, generate, put_adapter
-from graft_worker.engine.loading import load_base
+from graft_worker.engine.generate import Question, generate, put_adapter, quantization_of
+from graft_worker.engine.loading import Base, load_base
 from graft_worker.generate_command import main
+from graft_worker.link import JobError
 from tests.worker.engine.tiny import make_model, make_tokenizer, write_rows
 
 
@@ -49,6 +54,48 @@ def test_an_adapter_changes_the_answer_to_what_it_learned(
     assert plain != learned
 
 
+def test_an_adapter_of_qlora_is_put_on_the_quantised_base(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(tmp_path / "texts.jsonl", [{"text": "apple"}] * 4)
+    job = TrainJob.model_validate(
+        {
+            "model": str(base),
+            "data": str(rows),
+            "method": "qlora",
+            "quantization": {"bits": 4, "group_size": 32},
+            "steps": 2,
+            "adapter": {"rank": 4},
+        }
+    )
+    graft_worker.train(job, tmp_path / "out", tell=lambda message: None)
+    loaded: list[Base] = []
+
+    def load(*arguments: Any) -> Base:
+        loaded.append(load_base(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr(loading, "load_base", load)
+
+    command = ["--model", str(base), "--prompt", "a", "--max-tokens", "2", "--adapter"]
+    code = main([*command, str(tmp_path / "out" / "adapter")])
+
+    assert code == 0
+    assert loaded[0].quantization == {"bits": 4, "group_size": 32}
+    linear = loaded[0].model.layers[0].self_attn.q_proj.linear
+    assert isinstance(linear, nn.QuantizedLinear)
+
+
+def test_a_quantisation_that_there_is_not_is_refused(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_quantization": {"bits": 5, "group_size": 32}}')
+
+    with pytest.raises(JobError, match="does not fit the model") as error:
+        quantization_of(tmp_path)
+
+    assert error.value.failure is FailureClass.CONFIG
+    assert "\n" not in error.value.text
+
+
 def test_json_tells_what_the_answer_cost(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["--model", str(base), "--prompt", "abc", "--max-tokens", "5", "--raw", "--json"])
 
@@ -78,7 +125,9 @@ def test_pieces_are_told_as_they_come_and_add_up_to_the_text(base: Path) -> None
     assert again.text == answer.text
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}", '{"num_layers": 2, "lora_parameters": {"rank": 4}}'])
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", "{}", '{"num_layers": 2, "lora_parameters": {"rank": 4}}']
+)
 def test_a_folder_that_is_no_adapter_is_refused(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
 ) -> None:
@@ -103,8 +152,10 @@ def test_an_adapter_of_another_model_is_refused(
 
     code = main(["--model", str(other), "--prompt", "a", "--adapter", adapter])
 
+    captured = capsys.readouterr()
     assert code == 2
-    assert "does not fit the model" in capsys.readouterr().err
+    assert "does not fit the model" in captured.err
+    assert len(captured.err.partition("does not fit the model: ")[2]) <= 204
 
 
 def test_a_missing_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from graft_worker.engine.batches import MicroBatch, build
 from graft_worker.engine.cutting import Budget, exact_cutter
 from graft_worker.engine.dropout import micro_batch_key
 from graft_worker.engine.gradients import GradientOfSum, StepGradient, norm
+from graft_worker.engine.layout import Layout, choose_layout
 from graft_worker.engine.loss import token_loss
 from graft_worker.engine.packing import PACKING_TOLERANCES, difference
 from graft_worker.engine.recompute import recomputed
@@ -56,7 +57,7 @@ class Subject:
         sample = build(rows, one_line(rows, 0)).arrays
         with token_loss(self.adapted, kernel, sample) as loss:
             assert loss.problem is None
-            function = GradientOfSum(self.adapted, loss.training, compiled=False)
+            function = GradientOfSum(self.adapted, loss.training, Layout(None), compiled=False)
             batches = [
                 (build(rows, micro_batch), micro_batch_key(0, step, place))
                 for place, micro_batch in enumerate(micro_batches)
@@ -216,3 +217,15 @@ def test_dropout_depends_on_the_key_and_not_on_the_global_random_state() -> None
 
     assert again.loss == first.loss
     assert other.loss != first.loss
+
+
+def test_arrays_end_to_end_are_the_same_arrays() -> None:
+    subject = make_subject(method="dora")
+    layout = choose_layout(TrainJob.model_validate({"model": "m", "data": "d"}), subject.parameters)
+
+    kept = layout.pack(subject.parameters)
+
+    assert kept.keys() == {"lora_a", "lora_b", "m"}
+    again = layout.unpack(kept)
+    assert list(again) == list(subject.parameters)
+    assert all(mx.array_equal(again[name], subject.parameters[name]) for name in again)

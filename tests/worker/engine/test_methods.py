@@ -363,3 +363,23 @@ def quantised_base(folder: Path, bits: int) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
     config["quantization"] = {"group_size": 32, "bits": bits}
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_rank_auto_saves_a_smaller_adapter_and_the_uncut_one_on_request(
+    base: Path, make_job: MakeJob, make_start: MakeStart
+) -> None:
+    adapter = {"rank": "auto", "max_rank": 8, "rank_tolerance": 0.05, "keep_uncut": True}
+    done = train(make_start(make_job(adapter=adapter, steps=20)), RecordingLink())
+
+    assert done.result is not None
+    assert done.output_dir is not None
+    facts, folder = done.result.facts, Path(done.output_dir)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["lora_parameters"]["rank"] == facts["rank"] < 8
+    assert max(facts["kept_ranks"].values()) == facts["rank"]
+    assert done.result.perplexity is not None
+    assert math.log(done.result.perplexity) <= facts["uncut_loss"] * 1.05
+    mlx_lm.load(str(base), adapter_path=str(folder))
+    mlx_lm.load(str(base), adapter_path=str(folder / "uncut"))
+    uncut = json.loads((folder / "uncut" / "adapter_config.json").read_text())
+    assert uncut["lora_parameters"]["rank"] == 8

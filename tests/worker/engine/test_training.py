@@ -29,7 +29,14 @@ from graft_worker.engine.gradients import norm
 from graft_worker.engine.scalars import as_float
 from graft_worker.engine.training import train
 from graft_worker.link import JobError
-from tests.worker.engine.tiny import RecordingLink, make_model, make_tokenizer, text_rows, write_rows
+from tests.worker.engine.tiny import (
+    CHAT_TEMPLATE,
+    RecordingLink,
+    make_model,
+    make_tokenizer,
+    text_rows,
+    write_rows,
+)
 
 MakeJob = Callable[..., TrainJob]
 MakeStart = Callable[..., Start]
@@ -206,6 +213,12 @@ def test_rows_that_are_cut_or_left_out_are_told(
         ([{"prompt": "p" * 99, "completion": "c"}] * 3, "have nothing to learn in their first 64 tokens"),
         ([{"text": ""}], "`text` is empty"),
         ([{"messages": [{"role": "assistant", "content": "a"}]}, {"text": "a"}], "is a text row"),
+        ([{"text": float("nan")}], "`text` is a number; it must be a string"),
+        ([{"prompt": "a", "completion": float("nan")}], "`completion` is a number; it must be a string"),
+        (
+            [{"messages": [{"role": "assistant", "content": float("nan")}]}],
+            "messages[0].content` is a number",
+        ),
     ],
 )
 def test_data_that_cannot_be_learned_from_is_refused(
@@ -217,6 +230,78 @@ def test_data_that_cannot_be_learned_from_is_refused(
 
     assert error.failure is FailureClass.DATA
     assert complaint in error.text
+
+
+def test_a_validation_file_without_rows_is_refused(
+    make_job: MakeJob, make_start: MakeStart, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "train.jsonl", text_rows(4))
+    (tmp_path / "valid.jsonl").touch()
+
+    error = refusal(make_start(make_job(data=str(tmp_path))))
+
+    assert error.failure is FailureClass.DATA
+    assert error.text == f"{tmp_path / 'valid.jsonl'}: has no rows"
+
+
+def test_chats_and_a_model_without_a_chat_template_are_refused(
+    make_job: MakeJob, make_start: MakeStart, tmp_path: Path
+) -> None:
+    make_tokenizer(tmp_path, chat_template=None)
+    make_model(tmp_path)
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+
+    error = refusal(make_start(make_job(model=str(tmp_path), data=str(path))))
+
+    assert error.failure is FailureClass.CONFIG
+    assert "has no chat template; use a chat model, or prompt and completion rows" in error.text
+
+
+def warnings_of(start: Start) -> list[str]:
+    """What a job warns of."""
+    link = RecordingLink()
+    assert train(start, link).result is not None
+    return [message.text for message in link.of(Log) if message.level == "warning"]
+
+
+def test_rows_that_are_all_too_long_are_cut_and_do_not_teach_where_to_stop(
+    make_job: MakeJob, make_start: MakeStart, tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": "a" * 40}] * 4)
+
+    lines = warnings_of(make_start(make_job(steps=1, max_length=16, data=str(path))))
+
+    assert lines == [
+        "3 training rows are longer than 16 tokens and were cut",
+        "1 validation rows are longer than 16 tokens and were cut",
+        "the model will not learn where to stop: what is learned of the training rows never holds </s>",
+    ]
+
+
+def test_a_base_without_an_end_token_learns_but_not_where_to_stop(
+    make_job: MakeJob, make_start: MakeStart, tmp_path: Path
+) -> None:
+    make_tokenizer(tmp_path, eos=False)
+    make_model(tmp_path)
+
+    lines = warnings_of(make_start(make_job(model=str(tmp_path), steps=1)))
+
+    assert lines == ["the model will not learn where to stop: its tokenizer has no end token"]
+
+
+def test_chats_whose_turns_have_no_end_do_not_teach_where_to_stop(
+    make_job: MakeJob, make_start: MakeStart, tmp_path: Path
+) -> None:
+    make_tokenizer(tmp_path, chat_template=CHAT_TEMPLATE.replace("</s>", ""))
+    make_model(tmp_path)
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}] * 3)
+
+    lines = warnings_of(make_start(make_job(model=str(tmp_path), data=str(path), steps=1)))
+
+    assert lines == [
+        "the model will not learn where to stop: what is learned of the training rows never holds </s>"
+    ]
 
 
 def test_a_tokenizer_that_knows_more_than_the_model_is_refused(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from graft_scheduler.datasets import Row, check, find_files, read_rows, split
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import DataFormat, TrainJob
@@ -12,6 +14,7 @@ from graft_scheduler.states import FailureClass
 from graft_worker.engine.loading import Base
 from graft_worker.engine.reports import Reporter
 from graft_worker.engine.rows import Reading, TokenRows, tokenise
+from graft_worker.engine.turns import end_ids
 from graft_worker.link import JobError
 
 
@@ -59,6 +62,7 @@ def load_dataset(spec: TrainJob, path: Path, base: Base, reporter: Reporter) -> 
         _tell(name, rows, spec.max_length, reporter)
         _check_usable(name, rows, spec.max_length)
         _check_vocabulary(rows, base)
+    _tell_ends(dataset.train, base, reporter)
     return dataset
 
 
@@ -82,6 +86,19 @@ def _tell(name: str, rows: TokenRows, max_length: int, reporter: Reporter) -> No
     if rows.unrendered:
         text = f"{rows.unrendered} {name} rows were left out: their assistant turns cannot be told apart"
         reporter.log(f"{text} ({rows.first_problem})", "warning")
+
+
+def _tell_ends(rows: TokenRows, base: Base, reporter: Reporter) -> None:
+    """A line when nothing teaches the model where to stop."""
+    ends = sorted(end_ids(base.tokenizer))
+    if not ends:
+        why = "its tokenizer has no end token"
+    elif not any(np.isin(row.tokens[row.learned], ends).any() for row in rows.rows):
+        names = ", ".join(str(base.tokenizer.decode([end])) for end in ends)
+        why = f"what is learned of the training rows never holds {names}"
+    else:
+        return
+    reporter.log(f"the model will not learn where to stop: {why}", "warning")
 
 
 def _check_usable(name: str, rows: TokenRows, max_length: int) -> None:

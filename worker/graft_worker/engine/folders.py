@@ -22,7 +22,7 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
         if "unable to write" in str(error).lower():  # MLX's word for a full or broken disk
             raise OSError(f"{aside} cannot be written: {error}") from error
         raise
-    for path in aside.iterdir():
+    for path in aside.rglob("*"):
         _sync(path)
     _sync(aside)
     replaced = folder.parent / f"{PARTIAL_PREFIX}replaced-{folder.name}"

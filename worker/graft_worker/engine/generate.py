@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,15 @@ from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.utils import load_adapters
 
+from graft_scheduler.hyperparameters import QuantizationConfig
 from graft_scheduler.states import FailureClass
-from graft_worker.engine.device import peak_bytes
+from graft_worker.engine.adapters import CONFIG_FILE
+from graft_worker.engine.device import is_out_of_memory, peak_bytes
 from graft_worker.engine.loading import Base
 from graft_worker.link import JobError
+
+MAX_ERROR_CHARACTERS = 200
+"""MLX names every array that does not fit; the first few say enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +52,26 @@ class Answer:
     peak_memory_bytes: int
 
 
+def quantization_of(folder: Path) -> QuantizationConfig | None:
+    """What the adapter in `folder` had its base quantised to when it was trained.
+
+    Raises:
+        JobError: there is no adapter, or its config cannot be read; class `config`.
+    """
+    with _adapter_errors(folder):
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
+        found = config.get("base_quantization")
+        return None if found is None else QuantizationConfig.model_validate(found)
+
+
 def put_adapter(base: Base, folder: Path) -> None:
     """Put the trained adapter in `folder` on the base.
 
     Raises:
         JobError: there is none, or it belongs to another model; class `config`.
     """
-    try:
+    with _adapter_errors(folder):
         load_adapters(base.model, str(folder))
-    except FileNotFoundError as error:
-        text = f"the adapter folder {folder} does not exist or is not complete"
-        raise JobError(FailureClass.CONFIG, text) from error
-    except json.JSONDecodeError as error:
-        text = f"the adapter's adapter_config.json in {folder} is not JSON: {error}"
-        raise JobError(FailureClass.CONFIG, text) from error
-    except (ValueError, KeyError, AttributeError, RuntimeError) as error:
-        text = f"the adapter {folder} does not fit the model: {_one_line(error)}"
-        raise JobError(FailureClass.CONFIG, text) from error
     base.model.eval()
 
 
@@ -91,6 +100,24 @@ def generate(base: Base, question: Question, tell: Callable[[str], None]) -> Ans
     return Answer("".join(pieces), len(prompt), count, count / seconds, peak_bytes())
 
 
+@contextmanager
+def _adapter_errors(folder: Path) -> Iterator[None]:
+    """What goes wrong in here is about the adapter in `folder`."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        text = f"the adapter folder {folder} does not exist or is not complete"
+        raise JobError(FailureClass.CONFIG, text) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = f"the adapter's {CONFIG_FILE} in {folder} is not JSON: {error}"
+        raise JobError(FailureClass.CONFIG, text) from error
+    except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        text = f"the adapter {folder} does not fit the model: {_one_line(error)}"
+        raise JobError(FailureClass.CONFIG, text) from error
+
+
 def _prompt_tokens(base: Base, question: Question) -> list[int]:
     tokenizer = base.tokenizer
     if question.is_raw or not tokenizer.has_chat_template:
@@ -110,4 +137,5 @@ def _say(piece: str, pieces: list[str], tell: Callable[[str], None]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= MAX_ERROR_CHARACTERS else f"{text[:MAX_ERROR_CHARACTERS]}..."

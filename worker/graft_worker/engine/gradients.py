@@ -12,6 +12,7 @@ from graft_worker.engine.batches import Arrays, Batch
 from graft_worker.engine.cutting import MAX_SHAPES
 from graft_worker.engine.device import is_gpu
 from graft_worker.engine.dropout import give_keys
+from graft_worker.engine.layout import Layout
 from graft_worker.engine.loss import SummedLoss
 from graft_worker.engine.scalars import as_float
 
@@ -38,15 +39,21 @@ class StepGradient:
 
 
 class GradientOfSum:
-    """Loss and gradient of micro-batches with respect to the masters, compiled where that pays."""
+    """Loss and gradient of micro-batches with respect to the masters as they are kept.
 
-    def __init__(self, adapted: Adapted, loss: SummedLoss, *, compiled: bool) -> None:
+    Compiled where that pays. Leaves the model without arrays of its own: `put` them back after.
+    """
+
+    def __init__(self, adapted: Adapted, loss: SummedLoss, layout: Layout, *, compiled: bool) -> None:
         self._adapted = adapted
         self._loss = loss
-        self._plain: Gradient = mx.value_and_grad(self._value)
+        self._layout = layout
+        self._differentiated = mx.value_and_grad(self._value)
+        self._plain: Gradient = self._of_kept
         self._is_compiled = compiled and is_gpu()
         self._compiled: Gradient = mx.compile(self._plain)
         self._add: Callable[[Parameters, Parameters], Parameters] = mx.compile(_add)
+        self._norm: Callable[[Parameters], mx.array] = mx.compile(norm)
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
 
     @property
@@ -72,13 +79,20 @@ class GradientOfSum:
             read += batch.read_tokens
             computed += batch.computed_tokens
         assert total is not None  # no step is empty
-        loss_sum, length = mx.stack(losses).sum(), norm(total)
+        loss_sum, length = mx.stack(losses).sum(), self._norm(total)
         mx.eval(loss_sum, length)
         return StepGradient(as_float(loss_sum), total, tokens, read, computed, as_float(length) / tokens)
 
-    def _value(self, parameters: Parameters, arrays: Arrays, key: mx.array) -> mx.array:
+    def _of_kept(self, kept: Parameters, arrays: Arrays, key: mx.array) -> tuple[mx.array, Parameters]:
+        """In float32; with respect to the copies that are computed with, which is the same."""
+        computed = self._adapted.computed(self._layout.unpack(kept))
+        loss, gradient = self._differentiated(computed, arrays, key)
+        packed = self._layout.pack(gradient)
+        return loss, {name: value.astype(mx.float32) for name, value in packed.items()}
+
+    def _value(self, computed: Parameters, arrays: Arrays, key: mx.array) -> mx.array:
         give_keys(self._adapted.dropouts, key)
-        self._adapted.put(parameters)
+        self._adapted.put(computed)
         return self._loss(arrays)
 
     def _may_compile(self, arrays: Arrays) -> bool:

@@ -25,9 +25,10 @@ class ComputedLoRALinear(LoRALinear):
         if "_gram" in self:
             flat = z.reshape(-1, z.shape[-1]).astype(mx.float32)
             self["_gram"] = self["_gram"] + flat.T @ flat
+        scaled = self.scale * self.lora_b  # of the small matrix: its gradient is scaled there too
         if z.dtype != y.dtype:
-            return y + (self.scale * (z @ self.lora_b)).astype(y.dtype)
-        return mx.addmm(y, z, self.lora_b, alpha=self.scale)
+            return y + (z @ scaled).astype(y.dtype)
+        return mx.addmm(y, z, scaled)
 
     def watch(self) -> None:
         """Start to add up."""

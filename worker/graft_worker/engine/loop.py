@@ -20,6 +20,7 @@ from graft_worker.engine.device import active_bytes, peak_bytes
 from graft_worker.engine.dropout import micro_batch_key
 from graft_worker.engine.evaluation import Evaluator
 from graft_worker.engine.gradients import GradientOfSum, StepGradient
+from graft_worker.engine.layout import choose_layout
 from graft_worker.engine.optimizers import GroupedOptimizer, Update, learning_rate
 from graft_worker.engine.reports import Pace, Reporter, process_seconds
 from graft_worker.engine.rows import TokenRow
@@ -98,11 +99,13 @@ class Loop:
     ) -> None:
         self.task = task
         self.state = State()
-        self.parameters: Parameters = task.adapted.masters
+        self.layout = choose_layout(task.spec, task.adapted.masters)
         self.work = Work()
         self._checkpoints = checkpoints
         self._reporter = reporter
-        self._optimizer = GroupedOptimizer(task.spec.optimizer, self.parameters)
+        self._kept = self.layout.pack(task.adapted.masters)
+        mx.eval(self._kept)
+        self._optimizer = GroupedOptimizer(task.spec.optimizer, self._kept)
         self._recent: deque[StepSums] = deque(maxlen=SMOOTHED_STEPS)
         self._earlier_seconds = earlier_seconds
         self._saved_step = 0
@@ -116,15 +119,20 @@ class Loop:
             ValueError: its arrays are not those of this task.
         """
         self._optimizer.load(snapshot.optimizer)
-        ours = {name: array.shape for name, array in self.parameters.items()}
+        ours = {name: array.shape for name, array in self.task.adapted.masters.items()}
         if {name: array.shape for name, array in snapshot.parameters.items()} != ours:
             raise ValueError("its adapters have other shapes than this job's")
         self.state = snapshot.state
         # In the order of the model: the gradient's norm is a sum, and another order rounds otherwise.
-        self.parameters = {name: snapshot.parameters[name] for name in self.parameters}
-        self.task.adapted.put(self.parameters)
+        self._kept = self.layout.pack({name: snapshot.parameters[name] for name in ours})
+        mx.eval(self._kept)
         self._earlier_seconds = max(self._earlier_seconds, snapshot.state.trained_seconds)
         self._saved_step = self._first_step = snapshot.state.step
+
+    @property
+    def parameters(self) -> Parameters:
+        """The trainable arrays by name, in float32."""
+        return self.layout.unpack(self._kept)
 
     def run(self, gradient: GradientOfSum, evaluator: Evaluator) -> None:
         """Train to the last step, or until the validation loss has not improved for long enough.
@@ -172,6 +180,7 @@ class Loop:
         if step == self.state.evaluated_step or (step % self.task.evaluate_every and step != steps):
             return
         self._reporter.phase(Phase.EVALUATING)
+        self.task.adapted.put(self.parameters)
         evaluation = evaluator(self._reporter.check_stop)
         if not math.isfinite(evaluation.loss):
             raise self._bad_evaluation(evaluation.loss)
@@ -212,7 +221,7 @@ class Loop:
         self._reporter.phase(Phase.TRAINING)
         began = time.monotonic()
         rate = self._rate()
-        step = gradient.of_step(self.parameters, self._batches())
+        step = gradient.of_step(self._kept, self._batches())
         if math.isfinite(step.loss) and math.isfinite(step.norm):
             self._update(update, step, rate)
         else:
@@ -233,14 +242,12 @@ class Loop:
 
     def _update(self, update: Update, step: StepGradient, rate: float) -> None:
         numbers = (mx.array(float(number)) for number in (step.tokens, step.norm, rate))
-        self.parameters = update(step.total, self.parameters, *numbers)
-        mx.eval(self.parameters, self._optimizer.state)
-        self.task.adapted.put(self.parameters)
+        self._kept = update(step.total, self._kept, *numbers)
+        mx.eval(self._kept, self._optimizer.state)
         self._advance(tokens=self.state.tokens + step.tokens, skipped_in_a_row=0)
 
     def _skip(self, step: StepGradient) -> None:
         """Leave the parameters as they are; too often in a row, and the job has diverged."""
-        self.task.adapted.put(self.parameters)
         in_a_row, limit = self.state.skipped_in_a_row + 1, self.task.spec.optimizer.max_skipped_steps
         what = f"loss {step.mean_loss:g} and gradient norm {step.norm:g}"
         if in_a_row >= limit:
@@ -281,7 +288,7 @@ class Loop:
         return learning_rate(self.task.spec.schedule, peak, self.state.step, self.task.order.steps)
 
     def _check_parameters(self) -> None:
-        finite = mx.stack([mx.isfinite(value).all() for value in self.parameters.values()]).all()
+        finite = mx.stack([mx.isfinite(value).all() for value in self._kept.values()]).all()
         if not finite.item():
             raise self._diverged(f"the adapters after step {self.state.step} are no numbers")
 

@@ -9,16 +9,18 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from graft_scheduler.states import FailureClass
 from graft_worker.engine.adapters import Parameters
 from graft_worker.engine.evaluation import Evaluator
 from graft_worker.engine.loop import Task
 from graft_worker.engine.loss import TokenLoss
 from graft_worker.engine.reports import Reporter
 from graft_worker.engine.survey import A, B, survey
-from graft_worker.engine.svd import Array, Components
+from graft_worker.engine.svd import Components, Floats
+from graft_worker.link import JobError
 
 MAX_EVALUATIONS = 12
-"""Of the validation loss, that of the whole included; the rank of the file may need more."""
+"""Of the validation loss, that of the whole included."""
 
 Evaluate = Callable[[Parameters], float]
 Kept = dict[str, int]
@@ -75,6 +77,20 @@ class Branches:
             made[path + A] = _array(a, self._parameters[path + A])
             made[path + B] = _array(b, self._parameters[path + B])
         return {name: made[name] for name in self._parameters}
+
+
+def check_can_cut(parameters: Parameters) -> None:
+    """Go on if all of `parameters` are plain pairs of A and B.
+
+    Raises:
+        JobError: a layer of the model's own making has others; class `config`.
+    """
+    for name in parameters:
+        if not name.endswith((A, B)):
+            text = (
+                f"`{name}` cannot be cut; leave its module out of `adapter.targets`, or give `adapter.rank`"
+            )
+            raise JobError(FailureClass.CONFIG, f"{text} a number")
 
 
 def cut_ranks(
@@ -179,7 +195,7 @@ def _range(ranks: Sequence[int]) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def _array(value: Array, like: mx.array) -> mx.array:
+def _array(value: Floats, like: mx.array) -> mx.array:
     """`value` in the layout of training: a plain module without experts, those of experts transposed."""
     layout = value[0] if like.ndim == 2 else value.swapaxes(1, 2)
-    return mx.array(np.ascontiguousarray(layout, dtype=np.float32))
+    return mx.array(np.ascontiguousarray(layout))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from graft_scheduler.datasets import Row
 from graft_scheduler.jobs import DataFormat
 from graft_scheduler.states import FailureClass
+from graft_worker.engine.turns import Unrendered, find_turns, render
 from graft_worker.link import JobError
 
 
@@ -60,10 +61,6 @@ class Reading:
     max_length: int
 
 
-class _Unrendered(Exception):
-    """Says why a chat cannot be learned; never leaves this module."""
-
-
 Encoded = tuple[Sequence[int], Sequence[bool]]
 Encoder = Callable[[TokenizerWrapper, Mapping[str, Any], bool], Encoded]
 
@@ -87,7 +84,7 @@ def tokenise(
         between_rows()
         try:
             tokens, learned = ENCODERS[reading.format](tokenizer, row.fields, reading.mask_prompt)
-        except _Unrendered as error:
+        except Unrendered as error:
             done.unrendered += 1
             done.first_problem = done.first_problem or f"line {row.line}: {error}"
             continue
@@ -96,21 +93,13 @@ def tokenise(
 
 
 def encode_chat(tokenizer: TokenizerWrapper, fields: Mapping[str, Any], mask_prompt: bool) -> Encoded:
-    """A chat through the model's template; with `mask_prompt` all assistant turns are learned.
-
-    The turns are found by rendering the chat up to each of them, with and without it. Where such
-    a beginning is not the beginning of the whole chat, token by token, the row is refused.
-    """
-    messages = fields["messages"]
-    tokens = _render(tokenizer, fields, messages)
+    """A chat through the model's template; with `mask_prompt` all assistant turns are learned."""
+    tokens = render(tokenizer, fields, fields["messages"])
     if not mask_prompt:
         return tokens, [True] * len(tokens)
     learned = [False] * len(tokens)
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            start = _prefix_length(tokenizer, fields, tokens, index, prompt=True)
-            end = _prefix_length(tokenizer, fields, tokens, index + 1, prompt=False)
-            learned[start:end] = [True] * (end - start)
+    for start, end in find_turns(tokenizer, fields, tokens):
+        learned[start:end] = [True] * (end - start)
     return tokens, learned
 
 
@@ -122,14 +111,16 @@ def encode_completion(tokenizer: TokenizerWrapper, fields: Mapping[str, Any], ma
         turns = [("user", fields["prompt"]), ("assistant", fields["completion"])]
         messages = [{"role": role, "content": content} for role, content in turns]
         return encode_chat(tokenizer, {"messages": messages}, mask_prompt)
-    prompt = tokenizer.encode(fields["prompt"])
+    prompt, _ = _encode(tokenizer, fields["prompt"])
     answer = _with_end(tokenizer, tokenizer.encode(fields["completion"], add_special_tokens=False))
     return [*prompt, *answer], [not mask_prompt] * len(prompt) + [True] * len(answer)
 
 
 def encode_text(tokenizer: TokenizerWrapper, fields: Mapping[str, Any], mask_prompt: bool) -> Encoded:
     """Plain text, all of it learned."""
-    tokens = _with_end(tokenizer, tokenizer.encode(fields["text"]))
+    tokens, tail = _encode(tokenizer, fields["text"])
+    is_there = tokens[len(tokens) - len(tail) :] == tail
+    tokens = _with_end(tokenizer, tokens if is_there else tokens + tail)
     return tokens, [True] * len(tokens)
 
 
@@ -159,35 +150,19 @@ def _take(done: TokenRows, tokens: Sequence[int], learned: Sequence[bool], max_l
     done.rows.append(row)
 
 
-def _prefix_length(
-    tokenizer: TokenizerWrapper,
-    fields: Mapping[str, Any],
-    tokens: Sequence[int],
-    messages: int,
-    *,
-    prompt: bool,
-) -> int:
-    """How many of `tokens` render the first `messages`, and the header of an answer with `prompt`."""
-    prefix = _render(tokenizer, fields, fields["messages"][:messages], prompt=prompt)
-    if list(tokens[: len(prefix)]) != list(prefix):
-        raise _Unrendered(f"the template renders the first {messages} messages otherwise on their own")
-    return len(prefix)
+def _encode(tokenizer: TokenizerWrapper, text: str) -> tuple[list[int], list[int]]:
+    """The tokens of `text` after what the tokenizer puts before them, and what it puts behind them.
 
-
-def _render(
-    tokenizer: TokenizerWrapper,
-    fields: Mapping[str, Any],
-    messages: Sequence[Any],
-    *,
-    prompt: bool = False,
-) -> list[int]:
-    try:
-        tokens = tokenizer.apply_chat_template(
-            messages, tools=fields.get("tools"), add_generation_prompt=prompt
-        )
-    except Exception as error:  # a template is foreign code, and raises what it likes
-        raise _Unrendered(f"the chat template refuses it: {error}") from error
-    return list(tokens)
+    A first token that the text has already is not put there twice.
+    """
+    plain = list(tokenizer.encode(text, add_special_tokens=False))
+    tokens = list(tokenizer.encode(text))
+    for place in range(len(tokens) - len(plain), -1, -1):
+        if tokens[place : place + len(plain)] == plain:
+            head, tail = tokens[:place], tokens[place + len(plain) :]
+            is_doubled = head[-1:] == plain[:1] == [tokenizer.bos_token_id]
+            return (head[:-1] if is_doubled else head) + plain, tail
+    return tokens, []
 
 
 def _with_end(tokenizer: TokenizerWrapper, tokens: Sequence[int]) -> list[int]:

@@ -15,8 +15,6 @@ import numpy as np
 
 from graft_worker.engine.adapters import Parameters
 from graft_worker.engine.batches import Arrays, MicroBatch, build
-from graft_worker.engine.dropout import micro_batch_key
-from graft_worker.engine.gradients import GradientOfSum
 from graft_worker.engine.layers import ComputedLoRALinear
 from graft_worker.engine.loop import Task
 from graft_worker.engine.loss import TokenLoss
@@ -35,8 +33,8 @@ def survey(
 ) -> dict[str, Components]:
     """The components of every module, by its path in the model; `check_stop` may raise between rows."""
     weak = {name: value * STRENGTH if name.endswith(B) else value for name, value in parameters.items()}
-    matrices = {path: as_matrices(parameters, path) for path in module_paths(parameters)}
-    bases = {path: row_basis(b) for path, (_, b) in matrices.items()}
+    paths = module_paths(parameters)
+    bases = {path: _as_floats(row_basis(as_matrices(parameters, path)[1])) for path in paths}
     task.adapted.model.eval()
     try:
         task.adapted.put(weak)
@@ -47,11 +45,12 @@ def survey(
         task.adapted.put(parameters)
         task.adapted.model.train()
     components = {}
-    for path, (a, b) in matrices.items():
+    for path in paths:
+        a, b = as_matrices(parameters, path)
         left = inputs[path] if path in inputs else gram(a)
         # Gradients of B hold the size of x@A too; without it they are those at the output.
         right = gradients[path] / max(float(np.trace(left, axis1=1, axis2=2).sum()), np.finfo(float).tiny)
-        components[path] = decompose(a, b, left, (bases[path], right))
+        components[path] = decompose(a, b, left, (row_basis(b), right))
     return components
 
 
@@ -92,18 +91,21 @@ def _gradient_grams(
     task: Task,
     parameters: Parameters,
     loss: TokenLoss,
-    bases: dict[str, Array],
+    bases: dict[str, mx.array],
     check_stop: Callable[[], None],
 ) -> dict[str, Array]:
     """GᵀG (experts, n, n) of B's gradients in `bases`, summed over rows."""
-    gradient = GradientOfSum(task.adapted, loss.training, compiled=False)
-    columns = {path: mx.array(basis.astype(np.float32)) for path, basis in bases.items()}
+
+    def value(candidate: Parameters, arrays: Arrays) -> mx.array:
+        task.adapted.put(candidate)
+        return loss.training(arrays)
+
+    gradient = mx.value_and_grad(value)
     sums = {path: mx.zeros((basis.shape[0], *[basis.shape[-1]] * 2)) for path, basis in bases.items()}
-    key = micro_batch_key(0, 0, 0)  # nothing is dropped in an evaluating model
     for arrays in _rows(task):
         check_stop()
-        _, found = gradient(parameters, arrays, key)
-        for path, basis in columns.items():
+        _, found = gradient(parameters, arrays)
+        for path, basis in bases.items():
             of_b = found[path + B]
             inside = (of_b[None] if of_b.ndim == 2 else of_b.swapaxes(1, 2)) @ basis
             sums[path] = sums[path] + inside.swapaxes(1, 2) @ inside
@@ -117,3 +119,7 @@ def _rows(task: Task) -> Iterator[Arrays]:
     for place in range(min(ROWS, len(rows))):
         row = rows[place * len(rows) // min(ROWS, len(rows))]
         yield build([row], MicroBatch(((0,),), row.width, 1, row.targets)).arrays
+
+
+def _as_floats(array: Array) -> mx.array:
+    return mx.array(array.astype(np.float32))

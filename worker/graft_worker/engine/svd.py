@@ -1,7 +1,7 @@
 """The best low-rank approximation of one adapted module's branch, by what it does to the data.
 
-All arrays are float64 in numpy: the matrices are no larger than (rank, outputs), MLX factorises on the
-CPU alone and in float32, and the roots of Gram matrices lose half of the digits.
+In numpy and float64: MLX factorises on the CPU alone and in float32, and the root of a Gram matrix has half
+of its digits. What is factorised is no larger than (rank, outputs).
 Shapes begin with the experts of a module, which are cut alike; a plain module is one expert.
 """
 
@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.float32]
 
 LEFT_FLOOR = 1e-9
-"""The least variance of a direction of x@A, as a share of their mean: below it lies rounding."""
+"""How far the variances of x@A are drawn towards their mean: below lies rounding."""
 RIGHT_FLOOR = 0.1
 """The same of the gradient's: a few dozen rows say little about directions that they leave alone."""
 TINY = 1e-30
@@ -25,18 +26,18 @@ TINY = 1e-30
 class Components:
     """A branch as a sum of rank-1 branches, the most important first."""
 
-    a: Array
+    a: Floats
     """(experts, inputs, rank); every column as long as its row of `b`."""
-    b: Array
+    b: Floats
     """(experts, rank, outputs)"""
     scores: Array
     """(rank): what leaving each out adds to the loss, in one unit for all modules; never rises."""
 
-    def first(self, kept: int, width: int) -> tuple[Array, Array]:
+    def first(self, kept: int, width: int) -> tuple[Floats, Floats]:
         """A and B of the first `kept` components, with zeros up to a rank of `width`."""
         count = min(kept, self.a.shape[-1])
-        a = np.zeros((*self.a.shape[:2], width))
-        b = np.zeros((self.b.shape[0], width, self.b.shape[2]))
+        a = np.zeros((*self.a.shape[:2], width), np.float32)
+        b = np.zeros((self.b.shape[0], width, self.b.shape[2]), np.float32)
         a[..., :count], b[:, :count] = self.a[..., :count], self.b[:, :count]
         return a, b
 
@@ -75,15 +76,16 @@ def gram(a: Array) -> Array:
 
 
 def _root(matrix: Array, floor: float) -> tuple[Array, Array]:
-    """R with RᵀR = `matrix`, and its inverse; no direction weighs less than `floor` of the mean."""
+    """R with RᵀR = `matrix` drawn by `floor` towards the mean of its eigenvalues, and R's inverse."""
     values, vectors = np.linalg.eigh((matrix + matrix.swapaxes(1, 2)) / 2)
     # The mean of all experts: one that the data never reached weighs little, but not nothing.
-    roots = np.sqrt(np.maximum(values, 0.0) + max(floor * float(values.mean()), TINY))
+    mean = max(float(values.mean()), TINY)
+    roots = np.sqrt((1 - floor) * np.maximum(values, 0.0) + floor * mean)
     return roots[:, :, None] * vectors.swapaxes(1, 2), vectors / roots[:, None, :]
 
 
-def _balanced(a: Array, b: Array) -> tuple[Array, Array]:
+def _balanced(a: Array, b: Array) -> tuple[Floats, Floats]:
     """The same product with A's columns as long as B's rows."""
     a_lengths, b_lengths = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=2)
     ratio = np.sqrt(np.maximum(b_lengths, TINY) / np.maximum(a_lengths, TINY))
-    return a * ratio[:, None, :], b / ratio[:, :, None]
+    return (a * ratio[:, None, :]).astype(np.float32), (b / ratio[:, :, None]).astype(np.float32)

@@ -27,6 +27,7 @@ from graft_worker.engine.loading import Base, load_base
 from graft_worker.engine.loop import Loop, Task
 from graft_worker.engine.loss import TokenLoss, token_loss
 from graft_worker.engine.packing import PACKING_TOLERANCES, difference
+from graft_worker.engine.ranks import Cut, check_can_cut, cut_ranks, saved_form
 from graft_worker.engine.recompute import recomputed
 from graft_worker.engine.reports import Reporter, Stopped
 from graft_worker.engine.rows import TokenRow, digest
@@ -35,6 +36,7 @@ from graft_worker.tracking.link import TrackedLink, tracked
 
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
+UNCUT = "uncut"
 TRACKING = "tracking"
 """Folders of the attempt's own folder. The files of trackers travel with the adapter."""
 SAMPLE_TOKENS = 64
@@ -74,6 +76,8 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
     base = _load(start, spec)
     dataset = load_dataset(spec, Path(start.data_dir or spec.data.source), base, reporter)
     adapted = attach(base.model, spec, base.compute_dtype)
+    if spec.adapter.rank == "auto":
+        check_can_cut(adapted.masters)
     task = _plan(spec, base, adapted, dataset, reporter)
     checkpoints = _checkpoint_folder(start, task, base)
     loop = Loop(task, checkpoints, reporter, start.trained_seconds)
@@ -84,12 +88,16 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
         evaluator = Evaluator(base.model, loss.evaluation, task.valid_rows, task.cutter.budget)
         stopped = _run(loop, loss, evaluator, reporter)
         saved = _choose(loop, checkpoints)
-    result = _result(loop, saved, facts)
+        cut = None
+        if stopped is None and spec.adapter.rank == "auto":
+            cut = cut_ranks(task, saved.parameters, loss, evaluator, reporter)
+            facts |= {"rank": cut.rank, "kept_ranks": cut.kept, "uncut_loss": cut.full_loss}
+    result = _result(loop, saved.loss if cut is None else cut.loss, saved.step, facts)
     if stopped is not None:
         return Done(job=start.job, token=start.token, stopped=stopped, result=result)
     reporter.phase(Phase.SAVING)
     tracking.finish(result)
-    output = _save_adapter(start, task, saved, base)
+    output = _save_adapter(start, task, saved, cut, base)
     return Done(job=start.job, token=start.token, result=result, output_dir=str(output))
 
 
@@ -210,7 +218,7 @@ def _announce(loop: Loop, loss: TokenLoss, facts: dict[str, Any], reporter: Repo
 def _run(loop: Loop, loss: TokenLoss, evaluator: Evaluator, reporter: Reporter) -> StopReason | None:
     """Train; when told to stop, save what is there and say why."""
     spec, adapted = loop.task.spec, loop.task.adapted
-    gradient = GradientOfSum(adapted, loss.training, compiled=spec.compute.compile)
+    gradient = GradientOfSum(adapted, loss.training, loop.layout, compiled=spec.compute.compile)
     try:
         with recomputed(adapted.blocks if spec.gradient_checkpointing else ()):
             loop.run(gradient, evaluator)
@@ -233,7 +241,8 @@ def _choose(loop: Loop, checkpoints: CheckpointFolder) -> Saved:
     return Saved(state.best_step, {name: best[name] for name in loop.parameters}, state.best_loss)
 
 
-def _result(loop: Loop, saved: Saved, facts: dict[str, Any]) -> TrainResult:
+def _result(loop: Loop, loss: float | None, step: int, facts: dict[str, Any]) -> TrainResult:
+    """`loss` is that of the adapter, whose state is that of `step`."""
     state = loop.state
     return TrainResult(
         steps=state.step,
@@ -241,8 +250,8 @@ def _result(loop: Loop, saved: Saved, facts: dict[str, Any]) -> TrainResult:
         final_loss=state.last_loss,
         best_loss=state.best_loss,
         best_step=state.best_step,
-        saved_step=saved.step,
-        perplexity=None if saved.loss is None else perplexity(saved.loss),
+        saved_step=step,
+        perplexity=None if loss is None else perplexity(loss),
         stopped_early=state.stopped_early,
         skipped_steps=state.skipped_steps,
         training_seconds=loop.trained_seconds(),
@@ -255,15 +264,21 @@ def _result(loop: Loop, saved: Saved, facts: dict[str, Any]) -> TrainResult:
     )
 
 
-def _save_adapter(start: Start, task: Task, saved: Saved, base: Base) -> Path:
+def _save_adapter(start: Start, task: Task, saved: Saved, cut: Cut | None, base: Base) -> Path:
     """The adapter's folder; a full fine-tune is saved in the dtypes of its base."""
-    config = adapter_config(task.adapted, task.spec, base.quantization)
+    whole = adapter_config(task.adapted, task.spec, base.quantization)
     is_full = task.adapted.method is Method.FULL
     parameters = task.adapted.computed(saved.parameters) if is_full else saved.parameters
+    config = whole
+    if cut is not None:
+        parameters, config = saved_form(cut, whole)
     folder = Path(start.work_dir) / ADAPTER
 
     def write(aside: Path) -> None:
         write_adapter(aside, parameters, config)
+        if cut is not None and task.spec.adapter.keep_uncut:
+            (aside / UNCUT).mkdir()
+            write_adapter(aside / UNCUT, saved.parameters, whole)
         for file in (Path(start.work_dir) / TRACKING).rglob("*.*"):
             shutil.copyfile(file, aside / file.name)
 

@@ -1,0 +1,69 @@
+"""The estimate of memory that placement uses, against real trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graft_scheduler.basemodels import read_base_model
+from graft_scheduler.jobs import TrainJob
+from graft_scheduler.memory import Backend, estimate_peak, tokens_at_once
+from graft_scheduler.messages import Start
+from graft_worker.engine.training import train
+from tests.worker.engine.tiny import RecordingLink, make_model, make_tokenizer, write_rows
+
+LONGEST = 64
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model large enough that its arrays, and not single numbers, are what memory holds."""
+    folder = tmp_path_factory.mktemp("small")
+    make_tokenizer(folder)
+    make_model(folder, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, intermediate_size=352)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def even_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows that are all as long as the longest, so that one micro-batch is what the estimate takes it for."""
+    folder = tmp_path_factory.mktemp("even")
+    for name, count in (("train", 8), ("valid", 1)):
+        write_rows(folder / f"{name}.jsonl", [{"text": "abcdefgh" * 12}] * count)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "lora"},
+        {"method": "lora", "gradient_checkpointing": True},
+        {"method": "lora", "compute": {"batching": "packed"}},
+        {"method": "lora", "compute": {"loss": "plain"}},
+        {"method": "qlora"},
+        {"method": "dora"},
+        {"method": "full"},
+        {"method": "full", "optimizer": {"name": "adafactor"}},
+    ],
+    ids=str,
+)
+def test_the_estimate_is_near_the_measured_peak(
+    make_job: Callable[..., TrainJob],
+    make_start: Callable[..., Start],
+    small: Path,
+    even_texts: Path,
+    settings: dict[str, Any],
+) -> None:
+    sizes = {"batch_size": 8, "steps": 2, "max_length": LONGEST, "micro_batch_tokens": 1024}
+    job = make_job(model=str(small), data=str(even_texts), **sizes, **settings)
+
+    done = train(make_start(job), RecordingLink())
+    measured = done.result.peak_memory_bytes if done.result else None
+
+    cut = job.model_copy(update={"micro_batch_tokens": tokens_at_once(1024, Backend.CPU)})
+    estimated = estimate_peak(read_base_model(small), cut, LONGEST, Backend.CPU).total_bytes
+    assert measured is not None
+    assert 0.9 * measured < estimated < 2.0 * measured
