@@ -4,9 +4,10 @@
 
 A random Llama (4 blocks of 256, 8 heads; on a GPU 16 blocks of 2048, 32 heads) with LoRA of rank 16 on all
 linear layers learns synthetic rows of skewed lengths (log-normal, median 180, sigma 0.8, at most 1024
-tokens; with --quick 512) and of uniform ones. Each side runs in a process of its own, one after the other, and is asked
-for the tokens it learned from in a second (padding and mlx-lm's padded targets do not count), its peak
-memory over the weights, and the validation loss of its adapter, by one and the same evaluator.
+tokens; with --quick 512) and of uniform ones. Each side runs in a process of its own, one after the
+other, and is asked for the tokens it learned from in a second (padding and mlx-lm's padded targets do
+not count), its peak memory over the weights, and the validation loss of its adapter, by one and the
+same evaluator.
 
 On the CPU neither side compiles: there `mx.compile` runs a C++ compiler for every shape, which would
 only slow mlx-lm down; and OpenBLAS is preloaded for both where it is installed. Explains itself on
@@ -109,7 +110,8 @@ def compare(case: Case, large: bool) -> dict[str, float]:
     }
     speed, memory = figures["tokens_per_second_ratio"], figures["peak_memory_ratio"]
     lines = (
-        f"{our['tokens_per_second']:.0f} against {their['tokens_per_second']:.0f} useful tokens/s: {speed:.2f}x",
+        f"{our['tokens_per_second']:.0f} against {their['tokens_per_second']:.0f} useful tokens/s: "
+        f"{speed:.2f}x",
         f"{our['peak_bytes'] >> 20} against {their['peak_bytes'] >> 20} MB over the weights: {memory:.3f}x",
         f"validation loss {our['validation_loss']:.4f} against {their['validation_loss']:.4f}, "
         f"at first {our['first_loss']:.4f}",

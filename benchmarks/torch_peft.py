@@ -202,6 +202,7 @@ def run_ours(device: str, steps: int) -> dict[str, Any]:
 
     from graft_scheduler.hyperparameters import LossKernel
     from graft_scheduler.jobs import TrainJob
+    from graft_worker.engine.activations import frugal_activations
     from graft_worker.engine.adapters import attach
     from graft_worker.engine.batches import MicroBatch, build
     from graft_worker.engine.cutting import exact_cutter
@@ -218,8 +219,8 @@ def run_ours(device: str, steps: int) -> dict[str, Any]:
     job = TrainJob.model_validate(spec)
     adapted = attach(model, job, mx.float32 if device == "cpu" else mx.bfloat16)
     model.train()
-    layout = choose_layout(job, adapted.masters)
-    parameters = layout.pack(adapted.masters)
+    layout = choose_layout(job, adapted.shapes)
+    parameters = layout.pack(adapted.take())
     optimizer = GroupedOptimizer(job.optimizer, parameters)
     update = optimizer.updater(1.0)
     budget = budget_here(job.micro_batch_tokens)
@@ -231,9 +232,11 @@ def run_ours(device: str, steps: int) -> dict[str, Any]:
         return [TokenRow(row, np.ones(width + 1, dtype=np.bool_)) for row in tokens]
 
     sample = make_rows(1, 32)
-    with token_loss(
-        adapted, LossKernel.CHUNKED, build(sample, MicroBatch(((0,),), 32, 1, 32)).arrays
-    ) as loss:
+    sampled = build(sample, MicroBatch(((0,),), 32, 1, 32)).arrays
+    with (
+        token_loss(adapted, layout.unpack(parameters), LossKernel.CHUNKED, sampled) as loss,
+        frugal_activations(model),
+    ):
         if loss.problem:
             say(loss.problem)
         gradient = GradientOfSum(adapted, loss.training, layout, compiled=True)

@@ -59,9 +59,9 @@ def reopened(job: TrainJob, output: Path) -> Iterator[Reopened]:
     task = Task(job, adapted, rows, data.valid.rows, order, cutter)
     saved = mx.load(str(output / "adapter" / "adapters.safetensors"))
     assert isinstance(saved, dict)
-    parameters = {name: saved[name] for name in adapted.masters}
+    parameters = {name: saved[name] for name in adapted.shapes}
     adapted.put(parameters)
     sample = build(rows, MicroBatch(((0,),), rows[0].width, 1, rows[0].targets)).arrays
-    with token_loss(adapted, LossKernel.CHUNKED, sample) as loss:
+    with token_loss(adapted, parameters, LossKernel.CHUNKED, sample) as loss:
         evaluator = Evaluator(base.model, loss.evaluation, data.valid.rows, BUDGET)
         yield Reopened(task, parameters, loss, evaluator, reporter, link)

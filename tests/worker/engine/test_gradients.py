@@ -10,9 +10,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models import llama
 
 from graft_scheduler.hyperparameters import Batching, LossKernel
 from graft_scheduler.jobs import TrainJob
+from graft_worker.engine.activations import frugal_activations, frugal_swiglu
 from graft_worker.engine.adapters import Adapted, Parameters, attach
 from graft_worker.engine.batches import MicroBatch, build
 from graft_worker.engine.cutting import Budget, exact_cutter
@@ -55,7 +57,7 @@ class Subject:
         step: int = 0,
     ) -> StepGradient:
         sample = build(rows, one_line(rows, 0)).arrays
-        with token_loss(self.adapted, kernel, sample) as loss:
+        with token_loss(self.adapted, self.parameters, kernel, sample) as loss:
             assert loss.problem is None
             function = GradientOfSum(self.adapted, loss.training, Layout(None), compiled=False)
             batches = [
@@ -221,7 +223,7 @@ def test_dropout_depends_on_the_key_and_not_on_the_global_random_state() -> None
 
 def test_arrays_end_to_end_are_the_same_arrays() -> None:
     subject = make_subject(method="dora")
-    layout = choose_layout(TrainJob.model_validate({"model": "m", "data": "d"}), subject.parameters)
+    layout = choose_layout(TrainJob.model_validate({"model": "m", "data": "d"}), subject.adapted.shapes)
 
     kept = layout.pack(subject.parameters)
 
@@ -229,3 +231,34 @@ def test_arrays_end_to_end_are_the_same_arrays() -> None:
     again = layout.unpack(kept)
     assert list(again) == list(subject.parameters)
     assert all(mx.array_equal(again[name], subject.parameters[name]) for name in again)
+
+
+def test_layers_that_read_the_same_array_read_it_together() -> None:
+    alone = make_subject(adapter={"rank": 4, "scale": 2.0, "dropout": 0.5})
+    together = make_subject()
+    together.adapted.put(together.parameters)
+    alone.adapted.put(together.parameters)
+    alone.adapted.model.eval()
+    tokens = mx.array([[5, 6, 7, 8]])
+
+    assert mx.allclose(together.adapted.model(tokens), alone.adapted.model(tokens), rtol=1e-5, atol=1e-5)
+    block = together.adapted.blocks[0]
+    attention, mlp = block.self_attn, block.mlp
+    assert attention.q_proj._shared is attention.k_proj._shared is attention.v_proj._shared
+    assert mlp.gate_proj._shared is mlp.up_proj._shared
+    assert not hasattr(attention.o_proj, "_shared")
+    assert attention.q_proj._shared._input is None
+
+
+def test_a_frugal_swiglu_is_a_swiglu(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random_rows()
+    micro_batches = cut(rows, Batching.PADDED, 10_000)
+    subject = make_subject()
+    usual = subject.gradient(rows, micro_batches)
+    monkeypatch.setattr("graft_worker.engine.activations.is_gpu", lambda: True)
+
+    with frugal_activations(subject.adapted.model):
+        assert vars(llama)["swiglu"] is frugal_swiglu
+        assert_equal(usual, subject.gradient(rows, micro_batches))
+
+    assert vars(llama)["swiglu"] is not frugal_swiglu

@@ -6,6 +6,7 @@ The files are mlx-lm's: stock `mlx_lm.load(adapter_path=...)` reads every folder
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from graft_scheduler.jobs import TrainJob
 from graft_scheduler.memory import is_target
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.dropout import KeyedDropout
-from graft_worker.engine.layers import speed_up
+from graft_worker.engine.layers import share_inputs, speed_up
 from graft_worker.link import JobError
 
 Parameters = dict[str, mx.array]
@@ -45,9 +46,22 @@ class Adapted:
     """The adapted modules, by their path inside a block; none in a full fine-tune."""
     dropouts: tuple[KeyedDropout, ...]
     masters: Parameters
-    """The trainable arrays as they start, in float32."""
+    """The trainable arrays as they start, in float32, until `take` hands them over."""
+    shapes: dict[str, tuple[int, ...]]
+    """Of the trainable arrays."""
     dtypes: dict[str, mx.Dtype]
     """What each of them is computed in."""
+
+    @property
+    def size(self) -> int:
+        """How many numbers are trained."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def take(self) -> Parameters:
+        """The masters, which are the caller's from now on: a copy here would live as long as the job."""
+        masters = dict(self.masters)
+        self.masters.clear()
+        return masters
 
     def computed(self, parameters: Parameters) -> Parameters:
         """`parameters` in the dtypes they are computed in; a gradient goes through."""
@@ -75,13 +89,15 @@ def attach(model: nn.Module, spec: TrainJob, base_dtype: mx.Dtype) -> Adapted:
     linear_to_lora_layers(model, len(blocks), lora_parameters(spec, modules), use_dora=is_dora)
     speed_up(model)
     dropouts = _key_dropouts(model, spec.adapter.dropout)
+    if not dropouts:
+        share_inputs(model)
     branch = _branch_dtype(spec.compute.branch_dtype, base_dtype)
     trainable: Parameters = dict(tree_flatten(model.trainable_parameters()))
     masters = {name: value.astype(mx.float32) for name, value in trainable.items()}
     # DoRA's magnitudes stay in float32: they are divided by norms, and are few.
     dtypes = {name: mx.float32 if name.endswith(".m") else branch for name in masters}
     blocks = _last_blocks(model, spec.adapter.layers)
-    return _ready(Adapted(model, spec.method, blocks, modules, dropouts, masters, dtypes))
+    return _ready(Adapted(model, spec.method, blocks, modules, dropouts, masters, _shapes(masters), dtypes))
 
 
 def _ready(adapted: Adapted) -> Adapted:
@@ -98,7 +114,11 @@ def _unfreeze(model: nn.Module, blocks: list[nn.Module], *, everything: bool) ->
     trainable = {name: value for name, value in arrays.items() if mx.issubdtype(value.dtype, mx.floating)}
     masters = {name: value.astype(mx.float32) for name, value in trainable.items()}
     dtypes = {name: value.dtype for name, value in trainable.items()}
-    return _ready(Adapted(model, Method.FULL, blocks, (), (), masters, dtypes))
+    return _ready(Adapted(model, Method.FULL, blocks, (), (), masters, _shapes(masters), dtypes))
+
+
+def _shapes(parameters: Parameters) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in parameters.items()}
 
 
 def _branch_dtype(asked: BranchDtype, base: mx.Dtype) -> mx.Dtype:

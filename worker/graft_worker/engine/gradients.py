@@ -54,6 +54,7 @@ class GradientOfSum:
         self._compiled: Gradient = mx.compile(self._plain)
         self._add: Callable[[Parameters, Parameters], Parameters] = mx.compile(_add)
         self._norm: Callable[[Parameters], mx.array] = mx.compile(norm)
+        self._pack: Callable[[Parameters], Parameters] = mx.compile(self._packed)
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
 
     @property
@@ -63,7 +64,10 @@ class GradientOfSum:
 
     def __call__(self, parameters: Parameters, arrays: Arrays, key: mx.array) -> tuple[mx.array, Parameters]:
         function = self._compiled if self._may_compile(arrays) else self._plain
-        return function(parameters, arrays, key)
+        loss, gradient = function(parameters, arrays, key)
+        # Before they are put end to end: MLX computes in another order then, and keeps more meanwhile.
+        mx.async_eval(loss, gradient)
+        return loss, self._pack(gradient)
 
     def of_step(self, parameters: Parameters, batches: Iterable[tuple[Batch, mx.array]]) -> StepGradient:
         """Add up all micro-batches of one optimizer step, each with its key."""
@@ -84,11 +88,14 @@ class GradientOfSum:
         return StepGradient(as_float(loss_sum), total, tokens, read, computed, as_float(length) / tokens)
 
     def _of_kept(self, kept: Parameters, arrays: Arrays, key: mx.array) -> tuple[mx.array, Parameters]:
-        """In float32; with respect to the copies that are computed with, which is the same."""
+        """By name, and with respect to the copies that are computed with, which is the same."""
         computed = self._adapted.computed(self._layout.unpack(kept))
         loss, gradient = self._differentiated(computed, arrays, key)
-        packed = self._layout.pack(gradient)
-        return loss, {name: value.astype(mx.float32) for name, value in packed.items()}
+        return loss, gradient
+
+    def _packed(self, gradient: Parameters) -> Parameters:
+        """As the masters are kept, in float32."""
+        return {name: value.astype(mx.float32) for name, value in self._layout.pack(gradient).items()}
 
     def _value(self, computed: Parameters, arrays: Arrays, key: mx.array) -> mx.array:
         give_keys(self._adapted.dropouts, key)

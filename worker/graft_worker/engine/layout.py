@@ -7,7 +7,7 @@ Optimizers that treat every number alike (adam, adamw, sgd, lion) work on them e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -58,17 +58,17 @@ class Layout:
         }
 
 
-def choose_layout(spec: TrainJob, parameters: Parameters) -> Layout:
+def choose_layout(spec: TrainJob, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     """End to end by the last word of their names (`lora_a`, `lora_b`, `m`), where that is the same."""
     if spec.method is Method.FULL or spec.optimizer.name not in BY_ELEMENT:
         return Layout(None)
-    return Layout(_end_to_end([(name, value.shape) for name, value in parameters.items()]))
+    return Layout(_end_to_end(shapes))
 
 
-def _end_to_end(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, Place]:
+def _end_to_end(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
     places: dict[str, Place] = {}
     ends: dict[str, int] = {}
-    for name, shape in shapes:
+    for name, shape in shapes.items():
         group = name.rpartition(".")[2]
         place = Place(group, ends.get(group, 0), shape)
         places[name] = place

@@ -96,7 +96,7 @@ def load_base(
         dtype = _cast(model, precision)
         if quantization is not None:
             quantize_model(model, config, quantization.group_size, quantization.bits)
-        for _, module in model.named_modules():  # one by one: an unquantised copy of one at a time
+        for _, module in reversed(model.named_modules()):  # leaves first, an unquantised copy at a time
             mx.eval(module.parameters())
     except Exception as error:  # model files are foreign: whatever they raise is about them
         if is_out_of_memory(error):

@@ -99,11 +99,11 @@ class Loop:
     ) -> None:
         self.task = task
         self.state = State()
-        self.layout = choose_layout(task.spec, task.adapted.masters)
+        self.layout = choose_layout(task.spec, task.adapted.shapes)
         self.work = Work()
         self._checkpoints = checkpoints
         self._reporter = reporter
-        self._kept = self.layout.pack(task.adapted.masters)
+        self._kept = self.layout.pack(task.adapted.take())
         mx.eval(self._kept)
         self._optimizer = GroupedOptimizer(task.spec.optimizer, self._kept)
         self._recent: deque[StepSums] = deque(maxlen=SMOOTHED_STEPS)
@@ -119,7 +119,7 @@ class Loop:
             ValueError: its arrays are not those of this task.
         """
         self._optimizer.load(snapshot.optimizer)
-        ours = {name: array.shape for name, array in self.task.adapted.masters.items()}
+        ours = self.task.adapted.shapes
         if {name: array.shape for name, array in snapshot.parameters.items()} != ours:
             raise ValueError("its adapters have other shapes than this job's")
         self.state = snapshot.state

@@ -11,7 +11,7 @@ from mlx import nn
 
 from graft_scheduler.hyperparameters import LossKernel
 from graft_worker.engine import chunked
-from graft_worker.engine.adapters import Adapted
+from graft_worker.engine.adapters import Adapted, Parameters
 from graft_worker.engine.batches import Arrays
 from graft_worker.engine.head import Captured, Head, captured, find_head
 from graft_worker.engine.packing import packed_caches
@@ -37,7 +37,9 @@ class TokenLoss:
 
 
 @contextmanager
-def token_loss(adapted: Adapted, asked: LossKernel, sample: Arrays) -> Iterator[TokenLoss]:
+def token_loss(
+    adapted: Adapted, parameters: Parameters, asked: LossKernel, sample: Arrays
+) -> Iterator[TokenLoss]:
     """The loss of `adapted` by the kernel that was asked for, if it agrees with the plain one on `sample`.
 
     While the context lasts, the model itself may compute no logits any more.
@@ -51,15 +53,17 @@ def token_loss(adapted: Adapted, asked: LossKernel, sample: Arrays) -> Iterator[
         unknown = "the model ends in a way that is not known here"
         yield TokenLoss(LossKernel.PLAIN, plain, plain, unknown)
         return
-    expected = _loss_and_gradient(plain, adapted, sample)
+    expected = _loss_and_gradient(plain, adapted, parameters, sample)
     with captured(head) as capture:
         loss = _chunked(adapted, head, capture)
-        found = _loss_and_gradient(loss.training, adapted, sample)
+        found = _loss_and_gradient(loss.training, adapted, parameters, sample)
         assert capture.hidden is not None
         dtype = capture.hidden.dtype
         problem = _difference(expected, found, dtype)
         problem = problem or _difference(expected[:1], [loss.evaluation(sample)], dtype)
+        del found
         if problem is None:
+            del expected  # a gradient of everything that learns, for the whole of the training
             yield loss
             return
     yield TokenLoss(LossKernel.PLAIN, plain, plain, problem)
@@ -108,7 +112,9 @@ def _vocabulary(head: Head) -> int:
     return int(head.module.weight.shape[0])
 
 
-def _loss_and_gradient(loss: SummedLoss, adapted: Adapted, sample: Arrays) -> list[mx.array]:
+def _loss_and_gradient(
+    loss: SummedLoss, adapted: Adapted, parameters: Parameters, sample: Arrays
+) -> list[mx.array]:
     """The value and the gradient with respect to what the last blocks' adapters or weights are."""
 
     def of(parameters: dict[str, mx.array]) -> mx.array:
@@ -116,10 +122,10 @@ def _loss_and_gradient(loss: SummedLoss, adapted: Adapted, sample: Arrays) -> li
         return loss(sample)
 
     try:
-        value, gradient = mx.value_and_grad(of)(adapted.masters)
+        value, gradient = mx.value_and_grad(of)(parameters)
         mx.eval(value, gradient)
     finally:
-        adapted.put(adapted.masters)
+        adapted.put(parameters)
     return [value, *gradient.values()]
 
 

@@ -14,6 +14,7 @@ from graft_scheduler.hyperparameters import Batching, Method, Output, Quantizati
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.messages import Done, Start, TrainResult
 from graft_scheduler.states import FailureClass, Phase, StopReason
+from graft_worker.engine.activations import frugal_activations
 from graft_worker.engine.adapters import Adapted, Parameters, adapter_config, attach, write_adapter
 from graft_worker.engine.batches import Arrays, MicroBatch, build, plan_order
 from graft_worker.engine.checkpoints import CheckpointFolder, read_checkpoint
@@ -82,7 +83,8 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
     checkpoints = _checkpoint_folder(start, task, base)
     loop = Loop(task, checkpoints, reporter, start.trained_seconds)
     _resume(start, loop, checkpoints)
-    with token_loss(adapted, spec.compute.loss, _sample(task.train_rows)) as loss:
+    sample = _sample(task.train_rows)
+    with token_loss(adapted, loop.parameters, spec.compute.loss, sample) as loss:
         facts = _facts(base, task, dataset, loss)
         _announce(loop, loss, facts, reporter)
         evaluator = Evaluator(base.model, loss.evaluation, task.valid_rows, task.cutter.budget)
@@ -194,7 +196,7 @@ def _facts(base: Base, task: Task, dataset: Dataset, loss: TokenLoss) -> dict[st
         "batching": task.cutter.batching.value,
         "device": device_name(),
         "versions": versions(),
-        "trainable_parameters": sum(array.size for array in adapted.masters.values()),
+        "trainable_parameters": adapted.size,
         "adapted_modules": list(adapted.modules),
         "adapted_layers": len(adapted.blocks),
         "data_format": dataset.format.value,
@@ -220,7 +222,8 @@ def _run(loop: Loop, loss: TokenLoss, evaluator: Evaluator, reporter: Reporter) 
     spec, adapted = loop.task.spec, loop.task.adapted
     gradient = GradientOfSum(adapted, loss.training, loop.layout, compiled=spec.compute.compile)
     try:
-        with recomputed(adapted.blocks if spec.gradient_checkpointing else ()):
+        blocks = adapted.blocks if spec.gradient_checkpointing else ()
+        with recomputed(blocks), frugal_activations(adapted.model):
             loop.run(gradient, evaluator)
     except Stopped as stopped:
         loop.save()
