@@ -205,6 +205,7 @@ def run_ours(device: str, steps: int) -> dict[str, Any]:
     from graft_worker.engine.activations import frugal_activations
     from graft_worker.engine.adapters import attach
     from graft_worker.engine.batches import MicroBatch, build
+    from graft_worker.engine.compilation import CompilePlan
     from graft_worker.engine.cutting import exact_cutter
     from graft_worker.engine.device import budget_here
     from graft_worker.engine.dropout import micro_batch_key
@@ -239,7 +240,7 @@ def run_ours(device: str, steps: int) -> dict[str, Any]:
     ):
         if loss.problem:
             say(loss.problem)
-        gradient = GradientOfSum(adapted, loss.training, layout, compiled=True)
+        gradient = GradientOfSum(adapted, loss.training, layout, CompilePlan(None))
         for rows, width in shapes(device):
             chosen = make_rows(rows, width)
             cut = exact_cutter(chosen, budget, job.compute.batching).cut(range(rows))

@@ -266,7 +266,7 @@ class ComputeConfig(Spec):
     batching: Batching = Batching.BUCKETED
     loss: LossKernel = LossKernel.CHUNKED
     compile: bool = True
-    """Compile up to 32 shapes of micro-batches; never on the CPU."""
+    """Compile the shapes of micro-batches that come often, at most 32; never on the CPU."""
     branch_dtype: BranchDtype = BranchDtype.AUTO
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from graft_scheduler.hyperparameters import Batching
 from graft_worker.engine.batches import MicroBatch, build, plan_order
-from graft_worker.engine.cutting import MAX_SHAPES, Budget, choose_widths, exact_cutter, plan_cutter
+from graft_worker.engine.compilation import MAX_SHAPES
+from graft_worker.engine.cutting import Budget, choose_widths, exact_cutter, plan_cutter
 from graft_worker.engine.rows import TokenRow
 
 WIDTHS = st.lists(st.integers(1, 300), min_size=1, max_size=40)

@@ -59,7 +59,7 @@ class Subject:
         sample = build(rows, one_line(rows, 0)).arrays
         with token_loss(self.adapted, self.parameters, kernel, sample) as loss:
             assert loss.problem is None
-            function = GradientOfSum(self.adapted, loss.training, Layout(None), compiled=False)
+            function = GradientOfSum(self.adapted, loss.training, Layout(None))
             batches = [
                 (build(rows, micro_batch), micro_batch_key(0, step, place))
                 for place, micro_batch in enumerate(micro_batches)

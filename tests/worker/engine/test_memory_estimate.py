@@ -45,6 +45,7 @@ def even_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"method": "lora", "compute": {"loss": "plain"}},
         {"method": "qlora"},
         {"method": "dora"},
+        {"method": "dora", "gradient_checkpointing": True},
         {"method": "full"},
         {"method": "full", "optimizer": {"name": "adafactor"}},
     ],

@@ -14,10 +14,9 @@ from typing import Protocol
 
 from graft_scheduler.hyperparameters import Batching
 from graft_worker.engine.batches import MicroBatch, RowOrder
+from graft_worker.engine.compilation import MAX_SHAPES
 from graft_worker.engine.rows import TokenRow
 
-MAX_SHAPES = 32
-"""`mx.compile` keeps a trace for every shape for ever, and Metal has an end (mlx#4464)."""
 MAX_WIDTHS = 12
 """What rows may be padded to in a compiled job; a single row of each is one of its shapes."""
 HEIGHTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import mlx.core as mx
 
 from graft_worker.engine.adapters import Adapted, Parameters
 from graft_worker.engine.batches import Arrays, Batch
-from graft_worker.engine.cutting import MAX_SHAPES
+from graft_worker.engine.compilation import CompilePlan
 from graft_worker.engine.device import is_gpu
 from graft_worker.engine.dropout import give_keys
 from graft_worker.engine.layout import Layout
@@ -44,29 +45,29 @@ class GradientOfSum:
     Compiled where that pays. Leaves the model without arrays of its own: `put` them back after.
     """
 
-    def __init__(self, adapted: Adapted, loss: SummedLoss, layout: Layout, *, compiled: bool) -> None:
+    def __init__(
+        self, adapted: Adapted, loss: SummedLoss, layout: Layout, plan: CompilePlan | None = None
+    ) -> None:
         self._adapted = adapted
         self._loss = loss
         self._layout = layout
         self._differentiated = mx.value_and_grad(self._value)
         self._plain: Gradient = self._of_kept
-        self._is_compiled = compiled and is_gpu()
+        self._plan = plan if is_gpu() else None
         self._compiled: Gradient = mx.compile(self._plain)
         self._add: Callable[[Parameters, Parameters], Parameters] = mx.compile(_add)
         self._norm: Callable[[Parameters], mx.array] = mx.compile(norm)
         self._pack: Callable[[Parameters], Parameters] = mx.compile(self._packed)
-        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
-
-    @property
-    def shapes(self) -> int:
-        """How many were compiled."""
-        return len(self._shapes)
 
     def __call__(self, parameters: Parameters, arrays: Arrays, key: mx.array) -> tuple[mx.array, Parameters]:
-        function = self._compiled if self._may_compile(arrays) else self._plain
-        loss, gradient = function(parameters, arrays, key)
+        shape = tuple(arrays[name].shape for name in sorted(arrays))
+        compiled = self._plan is not None and self._plan.wants(shape)
+        began = time.monotonic()
+        loss, gradient = (self._compiled if compiled else self._plain)(parameters, arrays, key)
         # Before they are put end to end: MLX computes in another order then, and keeps more meanwhile.
-        mx.async_eval(loss, gradient)
+        mx.eval(loss, gradient)
+        if self._plan is not None:
+            self._plan.took(shape, time.monotonic() - began, was_compiled=compiled)
         return loss, self._pack(gradient)
 
     def of_step(self, parameters: Parameters, batches: Iterable[tuple[Batch, mx.array]]) -> StepGradient:
@@ -83,6 +84,8 @@ class GradientOfSum:
             read += batch.read_tokens
             computed += batch.computed_tokens
         assert total is not None  # no step is empty
+        if self._plan is not None:
+            self._plan.done += 1
         loss_sum, length = mx.stack(losses).sum(), self._norm(total)
         mx.eval(loss_sum, length)
         return StepGradient(as_float(loss_sum), total, tokens, read, computed, as_float(length) / tokens)
@@ -101,14 +104,6 @@ class GradientOfSum:
         give_keys(self._adapted.dropouts, key)
         self._adapted.put(computed)
         return self._loss(arrays)
-
-    def _may_compile(self, arrays: Arrays) -> bool:
-        if not self._is_compiled:
-            return False
-        shape = tuple(arrays[name].shape for name in sorted(arrays))
-        if shape not in self._shapes and len(self._shapes) < MAX_SHAPES:
-            self._shapes.add(shape)
-        return shape in self._shapes
 
 
 def norm(gradient: Parameters) -> mx.array:

@@ -61,7 +61,7 @@ def token_loss(
         dtype = capture.hidden.dtype
         problem = _difference(expected, found, dtype)
         problem = problem or _difference(expected[:1], [loss.evaluation(sample)], dtype)
-        del found
+        del found, parameters
         if problem is None:
             del expected  # a gradient of everything that learns, for the whole of the training
             yield loss

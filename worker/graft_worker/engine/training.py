@@ -18,6 +18,7 @@ from graft_worker.engine.activations import frugal_activations
 from graft_worker.engine.adapters import Adapted, Parameters, adapter_config, attach, write_adapter
 from graft_worker.engine.batches import Arrays, MicroBatch, build, plan_order
 from graft_worker.engine.checkpoints import CheckpointFolder, read_checkpoint
+from graft_worker.engine.compilation import CompilePlan
 from graft_worker.engine.cutting import plan_cutter
 from graft_worker.engine.dataset import Dataset, load_dataset
 from graft_worker.engine.device import budget_here, device_name, is_gpu, peak_bytes, prepared, versions
@@ -220,7 +221,9 @@ def _announce(loop: Loop, loss: TokenLoss, facts: dict[str, Any], reporter: Repo
 def _run(loop: Loop, loss: TokenLoss, evaluator: Evaluator, reporter: Reporter) -> StopReason | None:
     """Train; when told to stop, save what is there and say why."""
     spec, adapted = loop.task.spec, loop.task.adapted
-    gradient = GradientOfSum(adapted, loss.training, loop.layout, compiled=spec.compute.compile)
+    steps_left = loop.task.order.steps - loop.state.step
+    plan = CompilePlan(steps_left) if spec.compute.compile else None
+    gradient = GradientOfSum(adapted, loss.training, loop.layout, plan)
     try:
         blocks = adapted.blocks if spec.gradient_checkpointing else ()
         with recomputed(blocks), frugal_activations(adapted.model):
