@@ -54,7 +54,7 @@ class AdapterConfig(Spec):
     scale: float = Field(default=20.0, gt=0)
     """mlx-lm's convention: the multiplier itself."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Module paths inside a block, such as `self_attn.q_proj`; absent means all linear layers."""
     layers: int | None = Field(default=None, ge=1)
     """Adapt only the last N blocks; absent means all."""
@@ -72,7 +72,9 @@ class AdapterConfig(Spec):
         return self.alpha / (math.sqrt(self.trained_rank) if self.rslora else self.trained_rank)
 
     @model_validator(mode="after")
-    def _rslora_has_alpha(self) -> Self:
+    def _fits_together(self) -> Self:
+        if self.keep_uncut and self.rank != "auto":
+            raise ValueError(f"`keep_uncut` is set, and `rank` is {self.rank}: only rank auto is cut")
         if self.rslora and self.alpha is None:
             raise ValueError("`rslora` is set without `alpha`; it divides that by the root of the rank")
         return self
@@ -200,6 +202,12 @@ class EvaluationConfig(Spec):
     """Stop early after this many evaluations in a row without a better loss; absent means never."""
     min_delta: float = Field(default=0.0, ge=0)
     """By how many nats a loss has to be lower to count as better, for `patience`."""
+
+    @model_validator(mode="after")
+    def _delta_has_patience(self) -> Self:
+        if self.min_delta and self.patience is None:
+            raise ValueError(f"`min_delta` is {self.min_delta:g} without `patience`, which it is for")
+        return self
 
 
 class Output(StrEnum):

@@ -37,6 +37,8 @@ class Start(Message):
     """A checkpoint to go on from."""
     budget_bytes: int | None = None
     """What MLX may use on this host."""
+    wired_bytes: int | None = None
+    """What MLX may keep wired; absent leaves MLX's limit as it is."""
     trained_seconds: float = 0.0
     """Spent by earlier attempts; counts against the time limit."""
     deadline: float
@@ -112,7 +114,7 @@ class Progress(Message):
     tokens_per_second: float | None = None
     """Tokens learned from; padding and prompts do not count."""
     padding_share: float | None = None
-    """Of the tokens computed since the last report."""
+    """Of the tokens computed in the last steps."""
     memory_bytes: int | None = None
     peak_bytes: int | None = None
     seconds_left: float | None = None
@@ -168,7 +170,7 @@ class TrainResult(BaseModel):
     """Steps without an update, because their loss or gradient was no number."""
     training_seconds: float = 0.0
     tokens: int = 0
-    """Tokens learned from, over all steps."""
+    """Tokens learned from, over all steps that were not skipped."""
     padding_share: float | None = None
     """Of the tokens computed in training, by the attempt that finished."""
     tokens_per_second: float | None = None

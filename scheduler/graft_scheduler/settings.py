@@ -36,6 +36,7 @@ class Settings:
     host_name: str | None
     slots: int
     memory_bytes: int | None
+    wired_memory_bytes: int | None
     lease_seconds: float
     claim_seconds: float
     heartbeat_seconds: float
@@ -138,6 +139,11 @@ OPTIONS: dict[str, Option] = {
     "slots": Option(positive_int, 1, "jobs that may run at once on this worker"),
     "memory_bytes": Option(
         parse_bytes, None, "memory that jobs may use here; read from the device when absent"
+    ),
+    "wired_memory_bytes": Option(
+        parse_bytes,
+        None,
+        "memory that MLX may keep wired while it trains; untouched when absent",
     ),
     "lease_seconds": Option(positive_float, 60.0, "a job of a silent worker is queued again after this"),
     "claim_seconds": Option(

@@ -163,6 +163,7 @@ class Attempt:
             data_dir=_text(data),
             resume_dir=_text(resume),
             budget_bytes=self._worker.info.budget_bytes,
+            wired_bytes=self._worker.settings.wired_memory_bytes,
             trained_seconds=record.progress.trained_seconds if record.progress else 0.0,
             deadline=self._keeper.deadline,
         )

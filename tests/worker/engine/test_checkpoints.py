@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -20,9 +21,18 @@ import mlx_lm
 import psutil
 import pytest
 
+from graft_scheduler.hyperparameters import CheckpointConfig
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.messages import Checkpoint, Evaluated, Planned, Progress, RunnerMessage, Start
-from graft_scheduler.states import FailureClass, StopReason
+from graft_scheduler.messages import (
+    Checkpoint,
+    Evaluated,
+    PhaseChanged,
+    Planned,
+    Progress,
+    RunnerMessage,
+    Start,
+)
+from graft_scheduler.states import FailureClass, Phase, StopReason
 from graft_worker.engine.training import train
 from graft_worker.link import JobError
 from tests.worker.engine.tiny import RecordingLink
@@ -288,6 +298,79 @@ def test_every_kind_of_job_goes_on_bit_for_bit(
     assert are_equal(weights(whole.output_dir), weights(resumed.output_dir))
 
 
+BEST = {
+    "steps": 12,
+    "optimizer": {"learning_rate": 0.1},
+    "schedule": {"name": "constant", "warmup": 0.0},
+    "evaluation": {"every": 1},
+    "checkpoint": {"keep": 1, "output": "best"},
+}
+
+
+@pytest.mark.parametrize("evaluation", [2, 3, 6, 9, 12])
+def test_a_stop_during_an_evaluation_changes_nothing_of_the_best(
+    make_job: MakeJob, make_start: MakeStart, evaluation: int
+) -> None:
+    job = make_job(**BEST)
+    whole = train(make_start(job, "whole"), RecordingLink())
+    seen = itertools.count(1)
+
+    def stop_when(message: RunnerMessage) -> StopReason | None:
+        is_it = isinstance(message, PhaseChanged) and message.phase is Phase.EVALUATING
+        return StopReason.YIELD if is_it and next(seen) == evaluation else None
+
+    start = make_start(job, "stopped")
+    train(start, RecordingLink(stop_when))
+    newest = newest_checkpoint(Path(start.work_dir) / "checkpoints")
+
+    resumed = train(make_start(job, "stopped", resume_dir=str(newest)), RecordingLink())
+
+    assert resumed.result is not None
+    assert whole.result is not None
+    assert resumed.result.saved_step == whole.result.saved_step
+    assert are_equal(weights(whole.output_dir), weights(resumed.output_dir))
+
+
+def test_a_checkpoint_that_lost_its_best_arrays_is_refused(make_job: MakeJob, make_start: MakeStart) -> None:
+    job = make_job(**BEST)
+    best = train(make_start(job, "whole"), RecordingLink()).result
+    assert best is not None
+    assert best.best_step is not None
+    often = job.model_copy(update={"checkpoint": every_step(job)})
+    folder = checkpoint_of(often, make_start, best.best_step + 1)
+    (Path(folder) / "best.safetensors").unlink()
+
+    with pytest.raises(JobError, match=r"best\.safetensors cannot be read"):
+        train(make_start(job, "resumed", resume_dir=folder), RecordingLink())
+
+
+def every_step(job: TrainJob) -> CheckpointConfig:
+    return job.checkpoint.model_copy(update={"every": 1})
+
+
+def test_going_on_in_the_same_folder_keeps_no_more_than_asked(
+    make_job: MakeJob, make_start: MakeStart
+) -> None:
+    job = make_job(steps=12, checkpoint={"every": 2, "keep": 1}, evaluation={"every": 12})
+    start = make_start(job)
+    train(start, stop_at_step(4))
+    folder = Path(start.work_dir) / "checkpoints"
+    train(make_start(job, resume_dir=str(folder / "step-4")), stop_at_step(8))
+
+    train(make_start(job, resume_dir=str(folder / "step-8")), RecordingLink())
+
+    assert {path.name for path in folder.glob("step-*")} == {"step-12"}
+
+
+def test_other_validation_rows_do_not_go_on_from_a_checkpoint(
+    make_job: MakeJob, make_start: MakeStart
+) -> None:
+    folder = checkpoint_of(make_job(), make_start, 2)
+
+    with pytest.raises(JobError, match="was made with validation rows of digest"):
+        train(make_start(make_job(evaluation={"rows": 2}), resume_dir=folder), RecordingLink())
+
+
 @pytest.mark.processes
 def test_a_kill_at_any_of_20_moments_changes_nothing(
     make_job: MakeJob, make_start: MakeStart, tmp_path: Path, base: Path
@@ -295,8 +378,8 @@ def test_a_kill_at_any_of_20_moments_changes_nothing(
     job = make_job(
         steps=60,
         adapter={"rank": 4, "dropout": 0.3},
-        checkpoint={"every": 1, "keep": 3},
-        evaluation={"every": 7},
+        checkpoint={"every": 1, "keep": 3, "output": "best"},
+        evaluation={"every": 3},
     )
     output, survivors = tmp_path / "killed", []
     child = subprocess.Popen([sys.executable, "-c", RUN, job.model_dump_json(), str(output)])

@@ -16,9 +16,9 @@ from mlx.utils import tree_flatten
 
 from graft_scheduler.hyperparameters import Method, OptimizerName
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.messages import Evaluated, Log, Progress, Start, TrainResult
+from graft_scheduler.messages import Checkpoint, Evaluated, Log, Progress, Start, TrainResult
 from graft_scheduler.states import FailureClass
-from graft_worker.engine import gradients
+from graft_worker.engine import gradients, training
 from graft_worker.engine.adapters import attach
 from graft_worker.engine.loading import load_base
 from graft_worker.engine.training import train
@@ -383,3 +383,86 @@ def test_rank_auto_saves_a_smaller_adapter_and_the_uncut_one_on_request(
     mlx_lm.load(str(base), adapter_path=str(folder / "uncut"))
     uncut = json.loads((folder / "uncut" / "adapter_config.json").read_text())
     assert uncut["lora_parameters"]["rank"] == 8
+
+
+def test_a_checkpoint_due_at_a_skipped_step_is_saved_with_the_next(
+    make_job: MakeJob, make_start: MakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_steps(monkeypatch, {2})
+    link = RecordingLink()
+
+    train(make_start(make_job(checkpoint={"every": 3}, evaluation={"every": 6})), link)
+
+    assert [message.step for message in link.of(Checkpoint)] == [4, 6]
+
+
+def test_a_job_whose_every_step_was_skipped_has_diverged(
+    make_job: MakeJob, make_start: MakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_steps(monkeypatch, {0, 1, 2})
+
+    with pytest.raises(JobError, match="all 3 steps were skipped") as error:
+        train(make_start(make_job(steps=3)), RecordingLink())
+
+    assert error.value.failure is FailureClass.DIVERGED
+
+
+def test_gradients_are_never_taken_of_an_evaluating_model(
+    make_job: MakeJob, make_start: MakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value_and_grad = mx.value_and_grad
+    evaluating: list[nn.Module] = []
+    models: list[nn.Module] = []
+
+    def attach_and_watch(model: nn.Module, *args: Any) -> Any:
+        models.append(model)
+        return attach(model, *args)
+
+    def watch(function: Any, *args: Any, **kwargs: Any) -> Any:
+        differentiated = value_and_grad(function, *args, **kwargs)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            evaluating.extend(model for model in models if not model.training)
+            return differentiated(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(training, "attach", attach_and_watch)
+    monkeypatch.setattr(mx, "value_and_grad", watch)
+    train(make_start(make_job(adapter={"rank": "auto", "max_rank": 4, "dropout": 0.2})), RecordingLink())
+
+    assert models
+    assert not evaluating
+
+
+def test_files_of_trackers_travel_with_the_adapter_and_never_fail_it(
+    make_job: MakeJob, make_start: MakeStart
+) -> None:
+    start = make_start(make_job(tracking={"to": ["csv"]}))
+    strange = Path(start.work_dir) / "tracking" / "run.1"
+    strange.mkdir(parents=True)
+    (strange / "debug.log").symlink_to("nowhere")
+
+    done = train(start, RecordingLink())
+
+    assert done.output_dir is not None
+    rows = (Path(done.output_dir) / "tracking" / "metrics.csv").read_text().splitlines()
+    assert rows[0].startswith("step,train/loss")
+    assert rows[-1].startswith("6,")
+
+
+def test_a_group_size_that_divides_no_layer_is_refused(make_job: MakeJob, make_start: MakeStart) -> None:
+    job = make_job(method="qlora", quantization={"group_size": 128})
+
+    with pytest.raises(JobError, match=r"`quantization\.group_size` is 128, and divides no layer"):
+        train(make_start(job), RecordingLink())
+
+
+def test_experts_in_16_bits_on_the_cpu_are_refused_with_a_remedy(
+    tmp_path: Path, make_job: MakeJob, make_start: MakeStart
+) -> None:
+    make_tokenizer(tmp_path)
+    save_architecture(tmp_path, "mixtral")
+
+    with pytest.raises(JobError, match=r"`precision` is bfloat16.*use float32"):
+        train(make_start(make_job(model=str(tmp_path), precision="bfloat16")), RecordingLink())

@@ -322,7 +322,7 @@ def test_a_stop_is_heard_between_rows_and_evaluations(
 def test_a_cut_adapter_is_no_worse_than_one_trained_at_its_rank(tmp_path: Path) -> None:
     """At one `scale`, rate and number of steps, as a job has them that only changes `rank`.
 
-    With three seeds the cut was better by more than a nat at both ranks: no allowance for noise.
+    In trials the cut was better by more than a nat at both ranks: no allowance for noise.
     """
     losses = {rank: loss_of(pattern_job(rank, tmp_path), tmp_path / str(rank)) for rank in (4, 8, 32)}
 

@@ -426,3 +426,22 @@ def test_running_out_of_memory_is_told_from_other_errors(text: str) -> None:
     assert error.value.failure is FailureClass.MEMORY
     with pytest.raises(RuntimeError, match="shapes"), device.prepared(None):
         raise RuntimeError("shapes (2,3) and (4,5) cannot be multiplied")
+
+
+def test_memory_is_wired_only_where_the_host_says_so(
+    make_job: MakeJob, make_start: MakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+
+    def set_limit(limit: int) -> int:
+        limits.append(limit)
+        return 7
+
+    monkeypatch.setattr(mx, "set_wired_limit", set_limit)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    train(make_start(make_job(steps=1), "untouched"), RecordingLink())
+    assert limits == []
+
+    train(make_start(make_job(steps=1), "wired", wired_bytes=1 << 30), RecordingLink())
+
+    assert limits == [1 << 30, 7]

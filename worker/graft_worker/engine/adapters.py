@@ -103,6 +103,8 @@ def attach(model: nn.Module, spec: TrainJob, base_dtype: mx.Dtype) -> Adapted:
 def _ready(adapted: Adapted) -> Adapted:
     mx.eval(adapted.masters)
     adapted.put(adapted.masters)
+    # Also for gradients before the first step: models choose kernels without one when they evaluate.
+    adapted.model.train()
     return adapted
 
 

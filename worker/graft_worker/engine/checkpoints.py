@@ -17,6 +17,7 @@ from typing import Any, Literal
 import mlx.core as mx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from graft_scheduler.hyperparameters import Output
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.adapters import WEIGHTS_FILE, Parameters, write_adapter
 from graft_worker.engine.device import is_out_of_memory, versions
@@ -25,6 +26,7 @@ from graft_worker.link import JobError
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+STEP_PREFIX = "step-"
 BEST_FILE = "best.safetensors"
 """The arrays of the best validation loss, in checkpoints that are of another step."""
 
@@ -79,7 +81,7 @@ class Snapshot:
 
 @dataclass(slots=True)
 class CheckpointFolder:
-    """The checkpoints of one attempt; the newest `keep` stay, and that of the best validation loss."""
+    """The checkpoints in one folder; the newest `keep` stay, and that of the best validation loss."""
 
     root: Path
     keep: int
@@ -91,12 +93,17 @@ class CheckpointFolder:
 
     def __post_init__(self) -> None:
         remove_partial(self.root)
+        self.saved = sorted(self.root.glob(f"{STEP_PREFIX}*"), key=_step_of)
 
     def save(self, snapshot: Snapshot) -> Path:
         """Write a checkpoint, whole or not at all, and remove those that are too old."""
-        folder = self.root / f"step-{snapshot.state.step}"
+        folder = self.root / f"{STEP_PREFIX}{snapshot.state.step}"
         write_whole(folder, lambda aside: self._write(aside, snapshot))
-        self.saved.append(folder)
+        # What lies beyond is of an attempt that went on from an earlier step than it had reached.
+        beyond = [path for path in self.saved if _step_of(path) > snapshot.state.step]
+        for path in beyond:
+            shutil.rmtree(path, ignore_errors=True)
+        self.saved = [path for path in self.saved if path not in (folder, *beyond)] + [folder]
         if snapshot.state.best_step == snapshot.state.step:
             self.take_best(folder / WEIGHTS_FILE)
         self._remove_old(snapshot.state)
@@ -124,7 +131,7 @@ class CheckpointFolder:
         return self.root / BEST_FILE
 
     def _remove_old(self, state: State) -> None:
-        best = f"step-{state.best_step}"
+        best = f"{STEP_PREFIX}{state.best_step}"
         old = [folder for folder in self.saved[: -self.keep] if folder.name != best]
         for folder in old:
             shutil.rmtree(folder, ignore_errors=True)
@@ -151,13 +158,22 @@ def read_checkpoint(folder: Path, agreement: Mapping[str, Any]) -> Snapshot:
         if theirs != ours:
             text = f"the checkpoint {folder} was made with {name} {theirs}; this job has {ours}"
             raise JobError(FailureClass.CONFIG, text)
-    best = folder / (BEST_FILE if (folder / BEST_FILE).exists() else WEIGHTS_FILE)
     return Snapshot(
         document.state,
         _read_arrays(folder / WEIGHTS_FILE),
         _read_arrays(folder / OPTIMIZER_FILE),
-        None if document.state.best_step is None else best,
+        _best_file(folder, document),
     )
+
+
+def _best_file(folder: Path, document: _StateFile) -> Path | None:
+    """Which file of the checkpoint holds the best arrays; it is read, to know now that it can be."""
+    if document.state.best_step == document.state.step:
+        return folder / WEIGHTS_FILE
+    if document.state.best_step is None or document.agreement.get("output") != Output.BEST:
+        return None
+    _read_arrays(folder / BEST_FILE)
+    return folder / BEST_FILE
 
 
 def _read_state(folder: Path) -> _StateFile:
@@ -179,6 +195,10 @@ def _read_arrays(path: Path) -> dict[str, mx.array]:
         raise _unreadable(path, error) from error
     assert isinstance(arrays, dict)  # what MLX makes of every safetensors file
     return arrays
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix(STEP_PREFIX))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -74,13 +74,18 @@ def peak_bytes() -> int:
 
 
 @contextmanager
-def prepared(budget_bytes: int | None) -> Iterator[None]:
+def prepared(budget_bytes: int | None, wired_bytes: int | None = None) -> Iterator[None]:
     """MLX set up for one job, and as it was before afterwards, with the memory given back.
+
+    Memory is wired, on Metal, only where the host's owner says how much: more than a Mac can spare
+    panics it (mlx#3186).
 
     Raises:
         JobError: MLX ran out of memory; class `memory`.
     """
     limits = _set_limits(budget_bytes)
+    wires = wired_bytes is not None and mx.metal.is_available()
+    wired_before = mx.set_wired_limit(wired_bytes) if wires and wired_bytes is not None else 0
     # On the CPU, MLX compiles by running a C++ compiler: 13 s for a small model's first step, and no gain.
     if not is_gpu():
         mx.disable_compile()
@@ -92,6 +97,8 @@ def prepared(budget_bytes: int | None) -> Iterator[None]:
         if not is_gpu():
             mx.enable_compile()
         _restore_limits(limits)
+        if wires:
+            mx.set_wired_limit(wired_before)
         gc.collect()
         mx.clear_cache()
 

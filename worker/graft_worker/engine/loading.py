@@ -17,10 +17,11 @@ from huggingface_hub.errors import (
 )
 from mlx import nn
 from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_model, load_tokenizer, quantize_model
 
-from graft_scheduler.basemodels import looks_like_path
+from graft_scheduler.basemodels import WEIGHTS_PATTERN, looks_like_path
 from graft_scheduler.hyperparameters import Precision, QuantizationConfig
 from graft_scheduler.jobs import ModelRef
 from graft_scheduler.states import FailureClass
@@ -28,6 +29,7 @@ from graft_worker.engine.device import is_gpu, is_out_of_memory
 from graft_worker.link import JobError
 
 HUB_PATTERNS = ("*.json", "model*.safetensors", "*.py", "*.model", "*.tiktoken", "*.txt", "*.jinja")
+FINGERPRINT_BYTES = 1 << 20
 DTYPES = {
     Precision.FLOAT32: mx.float32,
     Precision.BFLOAT16: mx.bfloat16,
@@ -62,9 +64,14 @@ class Base:
 
     @property
     def fingerprint(self) -> str:
-        """Tells models of different shapes apart."""
-        text = json.dumps(self.config, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Tells models apart by their config, and by the sizes and ends of their weight files."""
+        sha = hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode())
+        for path in sorted(self.folder.glob(WEIGHTS_PATTERN)):
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                file.seek(max(0, size - FINGERPRINT_BYTES))
+                sha.update(f"{path.name} {size}".encode() + file.read())
+        return sha.hexdigest()
 
 
 def load_base(
@@ -95,13 +102,16 @@ def load_base(
         )
         dtype = _cast(model, precision)
         if quantization is not None:
-            quantize_model(model, config, quantization.group_size, quantization.bits)
+            _quantise(model, config, quantization)
         for _, module in reversed(model.named_modules()):  # leaves first, an unquantised copy at a time
             mx.eval(module.parameters())
+    except JobError:
+        raise
     except Exception as error:  # model files are foreign: whatever they raise is about them
         if is_out_of_memory(error):
             raise
         raise JobError(FailureClass.CONFIG, f"the model {ref.source} cannot be loaded: {error}") from error
+    _check_experts(model, dtype)
     model.freeze()
     kept = None if quantization is None else quantization.model_dump()
     return Base(model, tokenizer, config, path, dtype, kept)
@@ -149,6 +159,23 @@ def _cast(model: nn.Module, precision: Precision) -> str:
     dtype = DTYPES.get(precision, mx.float32)
     model.set_dtype(dtype)
     return _dtype_name(dtype)
+
+
+def _quantise(model: nn.Module, config: dict[str, Any], quantization: QuantizationConfig) -> None:
+    quantize_model(model, config, quantization.group_size, quantization.bits)
+    kinds = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
+    if not any(isinstance(module, kinds) for _, module in model.named_modules()):
+        text = f"`quantization.group_size` is {quantization.group_size}, and divides no layer of the model"
+        raise JobError(FailureClass.CONFIG, f"{text}; use a smaller one, or the method lora")
+
+
+def _check_experts(model: nn.Module, dtype: str) -> None:
+    """MLX multiplies chosen experts on the CPU in float32 alone, and says so at the first step."""
+    if is_gpu() or dtype == "float32":
+        return
+    if any(isinstance(module, SwitchLinear) for _, module in model.named_modules()):
+        text = f"`precision` is {dtype}, and the model has expert layers: on the CPU use float32"
+        raise JobError(FailureClass.CONFIG, text)
 
 
 def _own_dtype(model: nn.Module) -> mx.Dtype:

@@ -22,8 +22,9 @@ from graft_worker.engine.evaluation import Evaluator
 from graft_worker.engine.gradients import GradientOfSum, StepGradient
 from graft_worker.engine.layout import choose_layout
 from graft_worker.engine.optimizers import GroupedOptimizer, Update, learning_rate
-from graft_worker.engine.reports import Pace, Reporter, process_seconds
+from graft_worker.engine.reports import Pace, Reporter
 from graft_worker.engine.rows import TokenRow
+from graft_worker.engine.work import StepSums, Work
 from graft_worker.link import JobError
 
 SMOOTHED_STEPS = 8
@@ -52,45 +53,6 @@ class Task:
         return self.spec.checkpoint.every or self.evaluate_every
 
 
-@dataclass(frozen=True, slots=True)
-class StepSums:
-    """What reports need of one optimizer step; the loss is a sum over its learned tokens."""
-
-    loss: float
-    tokens: int
-    read_tokens: int
-    computed_tokens: int
-    seconds: float
-
-
-@dataclass(slots=True)
-class Work:
-    """What the optimizer steps of this attempt add up to."""
-
-    seconds: float = 0.0
-    tokens: int = 0
-    read_tokens: int = 0
-    computed_tokens: int = 0
-    first_step_seconds: float | None = None
-    """From the start of the process to the end of the first step."""
-
-    def add(self, sums: StepSums) -> None:
-        self.seconds += sums.seconds
-        self.tokens += sums.tokens
-        self.read_tokens += sums.read_tokens
-        self.computed_tokens += sums.computed_tokens
-        if self.first_step_seconds is None:
-            self.first_step_seconds = process_seconds()
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        return self.tokens / self.seconds if self.seconds else None
-
-    @property
-    def padding_share(self) -> float | None:
-        return 1.0 - self.read_tokens / self.computed_tokens if self.computed_tokens else None
-
-
 class Loop:
     """Trains one task from `state` to its last step; can be told to stop between any two micro-batches."""
 
@@ -109,6 +71,7 @@ class Loop:
         self._recent: deque[StepSums] = deque(maxlen=SMOOTHED_STEPS)
         self._earlier_seconds = earlier_seconds
         self._saved_step = 0
+        self._is_save_due = False
         self._first_step = 0
         self._began = time.monotonic()
 
@@ -148,6 +111,7 @@ class Loop:
             self._evaluate_if_due(evaluator)
             self._save_if_due()
             if self.is_finished:
+                self._check_trained()
                 return
             self._check_time()
             self._reporter.check_stop()
@@ -157,13 +121,13 @@ class Loop:
     def is_finished(self) -> bool:
         return self.state.stopped_early or self.state.step >= self.task.order.steps
 
-    def save(self) -> None:
-        """Save a checkpoint, unless nothing was trained since the last one.
+    def save(self, *, again: bool = False) -> None:
+        """Save a checkpoint; one of this step already, only to be written `again`.
 
         Raises:
             JobError: the adapters are no numbers any more; class `diverged`.
         """
-        if self.state.step == self._saved_step:
+        if self.state.step == self._saved_step and not again:
             return
         self._check_parameters()
         self._advance(trained_seconds=self.trained_seconds())
@@ -203,12 +167,14 @@ class Loop:
             self._advance(stopped_early=True)
         if best is None or loss < best:
             self._advance(best_loss=loss, best_step=step)
-            self.save()
+            self.save(again=True)
 
     def _save_if_due(self) -> None:
-        is_due = self.state.step % self.task.checkpoint_every == 0 or self.is_finished
-        if is_due and not self.state.skipped_in_a_row:  # what a skipped step leaves is saved already
+        """After a skipped step with the next that is not: its state may be why."""
+        self._is_save_due |= self.state.step % self.task.checkpoint_every == 0 or self.is_finished
+        if self._is_save_due and not self.state.skipped_in_a_row:
             self.save()
+            self._is_save_due = False
 
     def _check_time(self) -> None:
         limit = self.task.spec.limits.seconds
@@ -291,6 +257,10 @@ class Loop:
         finite = mx.stack([mx.isfinite(value).all() for value in self._kept.values()]).all()
         if not finite.item():
             raise self._diverged(f"the adapters after step {self.state.step} are no numbers")
+
+    def _check_trained(self) -> None:
+        if self.state.skipped_steps >= self.state.step > 0:
+            raise self._diverged(f"all {self.state.step} steps were skipped, and nothing was trained")
 
     def _bad_evaluation(self, loss: float) -> JobError:
         if self.state.step == 0:

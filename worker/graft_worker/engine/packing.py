@@ -14,7 +14,7 @@ from mlx import nn
 from graft_worker.engine.scalars import as_float
 
 DOCUMENT_LENGTHS = (11, 17, 6)
-"""Of the documents that the check packs."""
+"""Of the documents that the check packs, behind one that fills the rest of the line."""
 PACKING_TOLERANCES: dict[mx.Dtype, float] = {mx.float32: 1e-4, mx.float16: 5e-3, mx.bfloat16: 3e-2}
 """How far packed logits may be from those of each document alone, relatively: rounding."""
 
@@ -46,16 +46,19 @@ def packed_caches(layers: int, documents: mx.array) -> list[PackedCache]:
     return [PackedCache(documents) for _ in range(layers)]
 
 
-def difference(model: nn.Module, vocabulary: int) -> float:
-    """How much packing changes the logits of some documents, relatively; infinite if it cannot be tried."""
+def difference(model: nn.Module, vocabulary: int, width: int = 0) -> float:
+    """How much packing changes the logits of some documents, relatively; infinite if it cannot be tried.
+
+    They lie at the end of a line of `width` tokens: some models treat late positions otherwise.
+    """
     key = mx.random.key(0)
-    lengths = DOCUMENT_LENGTHS
+    lengths = (max(1, width - sum(DOCUMENT_LENGTHS)), *DOCUMENT_LENGTHS)
     tokens = mx.random.randint(0, vocabulary, (1, sum(lengths)), key=key)
     documents = mx.array([[number for number, length in enumerate(lengths) for _ in range(length)]])
     try:
         together = model(tokens, cache=packed_caches(len(model.layers), documents)).astype(mx.float32)
-        worst, place = 0.0, 0
-        for length in lengths:
+        worst, place = 0.0, lengths[0]
+        for length in lengths[1:]:
             alone = model(tokens[:, place : place + length]).astype(mx.float32)
             apart = mx.linalg.norm(together[:, place : place + length] - alone) / mx.linalg.norm(alone)
             worst = max(worst, as_float(apart))

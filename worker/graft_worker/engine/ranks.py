@@ -48,11 +48,14 @@ class Branches:
     def __init__(self, parameters: Parameters, components: Mapping[str, Components]) -> None:
         self._parameters = parameters
         self._components = components
-        self.rank = max(parts.a.shape[-1] for parts in components.values())
+        self._trained_rank = max(value.shape[1] for name, value in parameters.items() if name.endswith(A))
+        self._counts = {path: len(parts.scores) for path, parts in components.items()}
+        self.rank = max(self._counts.values())
+        """The largest that can be kept; less than that of training where all modules are small."""
 
     def uniform(self, rank: int) -> Kept:
-        """The same for every module."""
-        return dict.fromkeys(self._components, rank)
+        """The same for every module, or all that it has."""
+        return {path: min(rank, count) for path, count in self._counts.items()}
 
     def without_lowest(self, kept: Kept, count: int) -> Kept:
         """`kept` without the `count` components that are worth least for their size."""
@@ -68,7 +71,7 @@ class Branches:
 
     def parameters(self, kept: Kept) -> Parameters:
         """Adapters of the largest rank in `kept`, in the order and layout of those in training."""
-        if min(kept.values()) >= self.rank:
+        if min(kept.values()) >= self._trained_rank:
             return self._parameters
         width = max(kept.values())
         made: Parameters = {}
@@ -112,7 +115,7 @@ def cut_ranks(
     branches = Branches(parameters, survey(task, parameters, loss, reporter.check_stop))
     cut = search(branches, evaluate, task.spec.adapter.rank_tolerance)
     adapted.put(cut.parameters)
-    reporter.log(describe(cut, branches.rank, adapted.modules))
+    reporter.log(describe(cut, task.spec.adapter.trained_rank, adapted.modules))
     return cut
 
 
@@ -187,7 +190,10 @@ def kept_by_key(kept: Kept, keys: Sequence[str]) -> dict[str, list[int]]:
 
 def key_of(path: str, keys: Sequence[str]) -> str:
     """Which of `keys` the module at `path` in the model is: the longest that it ends in."""
-    return max((key for key in keys if path.endswith(f".{key}")), key=len)
+    fitting = [key for key in keys if path.endswith(f".{key}")]
+    if not fitting:
+        raise ValueError(f"the module {path} is none of {', '.join(keys)}")
+    return max(fitting, key=len)
 
 
 def _range(ranks: Sequence[int]) -> str:

@@ -39,6 +39,9 @@ def survey(
     try:
         task.adapted.put(weak)
         inputs = _input_grams(task, loss, check_stop)
+        for dropout in task.adapted.dropouts:
+            dropout.draw_from(None)
+        task.adapted.model.train()  # which has gradients; nothing is dropped without a key
         with recomputed(task.adapted.blocks) if task.spec.gradient_checkpointing else nullcontext():
             gradients = _gradient_grams(task, weak, loss, bases, check_stop)
     finally:

@@ -19,7 +19,7 @@ from graft_worker.engine.adapters import Adapted, Parameters, adapter_config, at
 from graft_worker.engine.batches import Arrays, MicroBatch, build, plan_order
 from graft_worker.engine.checkpoints import CheckpointFolder, read_checkpoint
 from graft_worker.engine.compilation import CompilePlan
-from graft_worker.engine.cutting import plan_cutter
+from graft_worker.engine.cutting import exact_cutter, plan_cutter
 from graft_worker.engine.dataset import Dataset, load_dataset
 from graft_worker.engine.device import budget_here, device_name, is_gpu, peak_bytes, prepared, versions
 from graft_worker.engine.evaluation import Evaluator, perplexity
@@ -65,7 +65,7 @@ def train(start: Start, link: Link) -> Done:
     spec = start.spec
     if not isinstance(spec, TrainJob):
         raise JobError(FailureClass.INTERNAL, f"a job of kind {spec.kind} is no training job")
-    with prepared(start.budget_bytes), tracked(start, link) as tracking:
+    with prepared(start.budget_bytes, start.wired_bytes), tracked(start, link) as tracking:
         try:
             return _train(start, spec, tracking)
         except Stopped as stopped:
@@ -100,7 +100,7 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
         return Done(job=start.job, token=start.token, stopped=stopped, result=result)
     reporter.phase(Phase.SAVING)
     tracking.finish(result)
-    output = _save_adapter(start, task, saved, cut, base)
+    output = _save_adapter(start, task, saved, cut, base, reporter)
     return Done(job=start.job, token=start.token, result=result, output_dir=str(output))
 
 
@@ -115,20 +115,21 @@ def _plan(spec: TrainJob, base: Base, adapted: Adapted, dataset: Dataset, report
     train_rows, valid_rows = dataset.train.rows, dataset.valid.rows
     widths = [row.width for row in train_rows]
     order = plan_order(widths, spec.batch_size, spec.epochs, spec.steps, spec.seed, spec.length_window)
-    batching = _batching(spec.compute.batching, base, reporter)
     budget = budget_here(spec.micro_batch_tokens)
+    batching = spec.compute.batching
+    if batching is Batching.PACKED:
+        packed = exact_cutter(train_rows, budget, batching)
+        batching = _packed_or_not(base, packed.packed_width, reporter)
     compiled = spec.compute.compile and is_gpu()
     cutter = plan_cutter(train_rows, order, budget, batching, compiled=compiled)
     return Task(spec, adapted, train_rows, valid_rows[: spec.evaluation.rows], order, cutter)
 
 
-def _batching(asked: Batching, base: Base, reporter: Reporter) -> Batching:
-    """What was asked for, unless the model sees through the walls between packed rows."""
-    if asked is not Batching.PACKED:
-        return asked
-    apart = difference(base.model, base.vocabulary or 1)
+def _packed_or_not(base: Base, width: int, reporter: Reporter) -> Batching:
+    """Packed, unless the model sees through the walls between rows in lines of `width`."""
+    apart = difference(base.model, base.vocabulary or 1, width)
     if apart <= PACKING_TOLERANCES[base.compute_dtype]:
-        return asked
+        return Batching.PACKED
     text = f"rows are not packed: packing would change what {base.config.get('model_type')} makes of them"
     reporter.log(f"{text} (by {apart:.1e}); they are computed in buckets of like length", "warning")
     return Batching.BUCKETED
@@ -168,6 +169,7 @@ def _agreement(task: Task, base: Base) -> dict[str, Any]:
         "steps": task.order.steps,
         "rows to train": task.order.total_rows,
         "training rows of digest": digest(task.train_rows),
+        "validation rows of digest": digest(task.valid_rows),
         "a base of digest": spec.model.digest or base.fingerprint,
     }
 
@@ -270,8 +272,10 @@ def _result(loop: Loop, loss: float | None, step: int, facts: dict[str, Any]) ->
     )
 
 
-def _save_adapter(start: Start, task: Task, saved: Saved, cut: Cut | None, base: Base) -> Path:
-    """The adapter's folder; a full fine-tune is saved in the dtypes of its base."""
+def _save_adapter(
+    start: Start, task: Task, saved: Saved, cut: Cut | None, base: Base, reporter: Reporter
+) -> Path:
+    """The adapter's folder; a full fine-tune is saved in the dtypes it was computed in."""
     whole = adapter_config(task.adapted, task.spec, base.quantization)
     is_full = task.adapted.method is Method.FULL
     parameters = task.adapted.computed(saved.parameters) if is_full else saved.parameters
@@ -279,14 +283,30 @@ def _save_adapter(start: Start, task: Task, saved: Saved, cut: Cut | None, base:
     if cut is not None:
         parameters, config = saved_form(cut, whole)
     folder = Path(start.work_dir) / ADAPTER
+    problems: list[OSError] = []
 
     def write(aside: Path) -> None:
         write_adapter(aside, parameters, config)
         if cut is not None and task.spec.adapter.keep_uncut:
             (aside / UNCUT).mkdir()
             write_adapter(aside / UNCUT, saved.parameters, whole)
-        for file in (Path(start.work_dir) / TRACKING).rglob("*.*"):
-            shutil.copyfile(file, aside / file.name)
+        problems.extend(_copy_tracking(Path(start.work_dir) / TRACKING, aside / TRACKING))
 
     write_whole(folder, write)
+    for problem in problems:
+        reporter.log(f"a tracker's file does not travel with the adapter: {problem}", "warning")
     return folder
+
+
+def _copy_tracking(source: Path, target: Path) -> list[OSError]:
+    """Copy what trackers left; what cannot be is no reason to fail a trained job."""
+    problems = []
+    for file in sorted(source.rglob("*")):
+        copy = target / file.relative_to(source)
+        try:
+            if file.is_file():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+        except OSError as error:
+            problems.append(error)
+    return problems

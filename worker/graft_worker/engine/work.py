@@ -1,0 +1,46 @@
+"""What optimizer steps add up to: tokens, padding, time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graft_worker.engine.reports import process_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class StepSums:
+    """What reports need of one optimizer step; the loss is a sum over its learned tokens."""
+
+    loss: float
+    tokens: int
+    read_tokens: int
+    computed_tokens: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Work:
+    """What the optimizer steps of this attempt add up to."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    read_tokens: int = 0
+    computed_tokens: int = 0
+    first_step_seconds: float | None = None
+    """From the start of the process to the end of the first step."""
+
+    def add(self, sums: StepSums) -> None:
+        self.seconds += sums.seconds
+        self.tokens += sums.tokens
+        self.read_tokens += sums.read_tokens
+        self.computed_tokens += sums.computed_tokens
+        if self.first_step_seconds is None:
+            self.first_step_seconds = process_seconds()
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens / self.seconds if self.seconds else None
+
+    @property
+    def padding_share(self) -> float | None:
+        return 1.0 - self.read_tokens / self.computed_tokens if self.computed_tokens else None
