@@ -123,8 +123,13 @@ def _result(result: TrainResult) -> list[tuple[str, str]]:
             "best loss",
             f"{result.best_loss:.4f} at step {result.best_step}" if result.best_loss is not None else "",
         ),
+        ("stopped early", "the validation loss no longer improved" if result.stopped_early else ""),
+        ("saved state", f"that of step {result.saved_step}" if result.saved_step else ""),
+        ("rank", f"{result.facts['rank']}, cut from what was trained" if "rank" in result.facts else ""),
+        ("skipped", f"{result.skipped_steps} steps that were no numbers" if result.skipped_steps else ""),
         ("training", duration(result.training_seconds)),
         ("speed", rate(result.tokens_per_second) if result.tokens_per_second else ""),
+        ("padding", f"{result.padding_share:.1%}" if result.padding_share is not None else ""),
     ]
 
 

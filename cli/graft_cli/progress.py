@@ -125,7 +125,7 @@ class LocalProgress:
 
         now = self._progress or JobProgress()
         match message:
-            case messages.Log(text=text, level="warning" | "error"):
+            case messages.Log(text=text):
                 self._view.say(text)
                 return
             case messages.PhaseChanged(phase=phase):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from graft_scheduler.jobs import TrainJob
 from graft_scheduler.messages import Done, Start, TrainResult
 from graft_scheduler.states import FailureClass, Phase, StopReason
 from graft_worker.engine.activations import frugal_activations
-from graft_worker.engine.adapters import Adapted, Parameters, adapter_config, attach, write_adapter
+from graft_worker.engine.adapters import Adapted, adapter_config, attach
 from graft_worker.engine.batches import Arrays, MicroBatch, build, plan_order
 from graft_worker.engine.checkpoints import CheckpointFolder, read_checkpoint
 from graft_worker.engine.compilation import CompilePlan
@@ -23,37 +21,25 @@ from graft_worker.engine.cutting import exact_cutter, plan_cutter
 from graft_worker.engine.dataset import Dataset, load_dataset
 from graft_worker.engine.device import budget_here, device_name, is_gpu, peak_bytes, prepared, versions
 from graft_worker.engine.evaluation import Evaluator, perplexity
-from graft_worker.engine.folders import write_whole
 from graft_worker.engine.gradients import GradientOfSum
 from graft_worker.engine.loading import Base, load_base
 from graft_worker.engine.loop import Loop, Task
 from graft_worker.engine.loss import TokenLoss, token_loss
 from graft_worker.engine.packing import PACKING_TOLERANCES, difference
-from graft_worker.engine.ranks import Cut, check_can_cut, cut_ranks, saved_form
+from graft_worker.engine.ranks import check_can_cut, cut_ranks
 from graft_worker.engine.recompute import recomputed
 from graft_worker.engine.reports import Reporter, Stopped
 from graft_worker.engine.rows import TokenRow, digest
+from graft_worker.engine.saving import Saved, save_adapter
 from graft_worker.link import JobError, Link
 from graft_worker.tracking.link import TrackedLink, tracked
 
 CHECKPOINTS = "checkpoints"
-ADAPTER = "adapter"
-UNCUT = "uncut"
-TRACKING = "tracking"
-"""Folders of the attempt's own folder. The files of trackers travel with the adapter."""
+"""A folder of the attempt's own."""
 SAMPLE_TOKENS = 64
 """The loss's kernels are compared on the beginning of one row, this long,"""
 SAMPLE_ROWS = 64
 """and the row is one of the first, this many."""
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """The state that becomes the adapter."""
-
-    step: int
-    parameters: Parameters
-    loss: float | None
 
 
 def train(start: Start, link: Link) -> Done:
@@ -100,7 +86,7 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
         return Done(job=start.job, token=start.token, stopped=stopped, result=result)
     reporter.phase(Phase.SAVING)
     tracking.finish(result)
-    output = _save_adapter(start, task, saved, cut, base, reporter)
+    output = save_adapter(Path(start.work_dir), task, saved, cut, base, reporter)
     return Done(job=start.job, token=start.token, result=result, output_dir=str(output))
 
 
@@ -270,43 +256,3 @@ def _result(loop: Loop, loss: float | None, step: int, facts: dict[str, Any]) ->
         first_step_seconds=loop.work.first_step_seconds,
         facts=facts,
     )
-
-
-def _save_adapter(
-    start: Start, task: Task, saved: Saved, cut: Cut | None, base: Base, reporter: Reporter
-) -> Path:
-    """The adapter's folder; a full fine-tune is saved in the dtypes it was computed in."""
-    whole = adapter_config(task.adapted, task.spec, base.quantization)
-    is_full = task.adapted.method is Method.FULL
-    parameters = task.adapted.computed(saved.parameters) if is_full else saved.parameters
-    config = whole
-    if cut is not None:
-        parameters, config = saved_form(cut, whole)
-    folder = Path(start.work_dir) / ADAPTER
-    problems: list[OSError] = []
-
-    def write(aside: Path) -> None:
-        write_adapter(aside, parameters, config)
-        if cut is not None and task.spec.adapter.keep_uncut:
-            (aside / UNCUT).mkdir()
-            write_adapter(aside / UNCUT, saved.parameters, whole)
-        problems.extend(_copy_tracking(Path(start.work_dir) / TRACKING, aside / TRACKING))
-
-    write_whole(folder, write)
-    for problem in problems:
-        reporter.log(f"a tracker's file does not travel with the adapter: {problem}", "warning")
-    return folder
-
-
-def _copy_tracking(source: Path, target: Path) -> list[OSError]:
-    """Copy what trackers left; what cannot be is no reason to fail a trained job."""
-    problems = []
-    for file in sorted(source.rglob("*")):
-        copy = target / file.relative_to(source)
-        try:
-            if file.is_file():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
-        except OSError as error:
-            problems.append(error)
-    return problems
