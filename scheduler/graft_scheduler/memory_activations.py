@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graft_scheduler.hyperparameters import LossKernel, Method
-from graft_scheduler.memory_cuts import Cut
+from graft_scheduler.memory_cuts import Cut, chunk_tokens
 from graft_scheduler.memory_shape import FLOAT32_BYTES, Backend, Linear, Shape, adapted_linears
 
 # Tensors of one token that a trained block keeps for its backward pass.
@@ -41,9 +41,6 @@ FORWARD_SCORES = 2.5
 FUSED_HEAD_DIMS = frozenset({64, 128})
 """Head widths that fused attention is taken to serve in training."""
 
-CHUNK_LOGITS = 1 << 24
-MIN_CHUNK_TOKENS = 32
-"""The chunked loss makes so many logits at once, and of no fewer tokens: as the engine has it."""
 CHUNKS_AT_ONCE = 2.25
 """The next chunks are begun before the memory of the one before is back."""
 CHUNK_BYTES = 12
@@ -121,7 +118,7 @@ def logit_bytes(shape: Shape, tokens: int) -> int:
     vocabulary = shape.model.vocab_size
     if shape.job.compute.loss is LossKernel.PLAIN:
         return tokens * vocabulary * (LOGIT_BYTES[shape.backend] + beside)
-    at_once = min(tokens, round(CHUNKS_AT_ONCE * _chunk_tokens(shape)))
+    at_once = min(tokens, round(CHUNKS_AT_ONCE * chunk_tokens(shape.model.vocab_size)))
     gradients = tokens * shape.model.hidden_size * shape.item_bytes
     if shape.head_learns:
         gradients += vocabulary * shape.model.hidden_size * FLOAT32_BYTES
@@ -130,13 +127,9 @@ def logit_bytes(shape: Shape, tokens: int) -> int:
 
 def evaluated_logit_bytes(shape: Shape, tokens: int) -> int:
     if shape.job.compute.loss is LossKernel.CHUNKED:
-        tokens = min(tokens, _chunk_tokens(shape))
+        tokens = min(tokens, chunk_tokens(shape.model.vocab_size))
     beside = 0 if shape.item_bytes == FLOAT32_BYTES else shape.item_bytes
     return tokens * shape.model.vocab_size * (EVALUATED_LOGIT_BYTES + beside)
-
-
-def _chunk_tokens(shape: Shape) -> int:
-    return max(MIN_CHUNK_TOKENS, CHUNK_LOGITS // shape.model.vocab_size)
 
 
 def forward_bytes(shape: Shape, cut: Cut) -> int:

@@ -1,4 +1,4 @@
-"""How large the micro-batches of a step may be, as the engine cuts them."""
+"""How large the micro-batches of a step may be; the engine cuts them by the same numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from graft_scheduler.memory_shape import Backend, Shape
 WIDTH_MULTIPLE = 32
 """Rows are padded to a multiple of this on a GPU."""
 HEIGHTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""How many rows a compiled micro-batch may have: as the engine's `cutting` has it."""
+"""How many rows a compiled micro-batch may have."""
 PACKED_WIDTH = 1024
-"""Packed lines are filled up to this, or to the longest row: likewise."""
+"""Packed lines are filled up to this, or to the longest row: longer ones pay for attention they do
+not use."""
+CHUNK_LOGITS = 1 << 24
+"""Logits that the chunked loss makes at once: 64 MiB in float32."""
+MIN_CHUNK_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,11 @@ def _rounded_up(shape: Shape, rows: int) -> int:
     if not _compiles(shape):
         return rows
     return next((height for height in HEIGHTS if height >= rows), rows)
+
+
+def chunk_tokens(vocabulary: int) -> int:
+    """How many tokens' logits the chunked loss computes at once."""
+    return max(MIN_CHUNK_TOKENS, CHUNK_LOGITS // vocabulary)
 
 
 def padded(shape: Shape, width: int) -> int:

@@ -3,8 +3,23 @@
 `train` takes a job, `MLXTrainer` a few settings; neither imports MLX before it trains.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from graft_scheduler.messages import TrainResult
 from graft_worker.local import train
-from graft_worker.trainer import MLXTrainer, TrainingConfig
+
+if TYPE_CHECKING:
+    from graft_worker.trainer import MLXTrainer, TrainingConfig
 
 __all__ = ["MLXTrainer", "TrainResult", "TrainingConfig", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the trainer at its first use: no runner or worker needs it."""
+    if name not in {"MLXTrainer", "TrainingConfig"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from graft_worker import trainer
+
+    return getattr(trainer, name)

@@ -41,6 +41,15 @@ MakeJob = Callable[..., TrainJob]
 MakeStart = Callable[..., Start]
 
 
+BEST = {
+    "steps": 12,
+    "optimizer": {"learning_rate": 0.1},
+    "schedule": {"name": "constant", "warmup": 0.0},
+    "evaluation": {"every": 1},
+    "checkpoint": {"keep": 1, "output": "best"},
+}
+
+
 def weights(folder: str | Path | None) -> dict[str, mx.array]:
     assert folder is not None
     arrays = mx.load(str(Path(folder) / "adapters.safetensors"))
@@ -227,13 +236,7 @@ def test_what_an_interrupted_save_left_is_cleared(make_job: MakeJob, make_start:
 def test_the_best_checkpoint_stays_and_may_become_the_adapter(
     make_job: MakeJob, make_start: MakeStart
 ) -> None:
-    job = make_job(
-        steps=12,
-        optimizer={"learning_rate": 0.1},
-        schedule={"name": "constant", "warmup": 0.0},
-        evaluation={"every": 1},
-        checkpoint={"keep": 1, "output": "best"},
-    )
+    job = make_job(**BEST)
     start, link = make_start(job), RecordingLink()
 
     result = train(start, link).result
@@ -253,13 +256,7 @@ def test_the_best_checkpoint_stays_and_may_become_the_adapter(
 def test_the_best_state_moves_to_another_host_with_the_newest_checkpoint(
     make_job: MakeJob, make_start: MakeStart, tmp_path: Path
 ) -> None:
-    job = make_job(
-        steps=12,
-        optimizer={"learning_rate": 0.1},
-        schedule={"name": "constant", "warmup": 0.0},
-        evaluation={"every": 1},
-        checkpoint={"keep": 1, "output": "best", "every": 1},
-    )
+    job = make_job(**BEST | {"checkpoint": {"keep": 1, "output": "best", "every": 1}})
     whole = train(make_start(job, "whole"), RecordingLink())
     assert whole.result is not None
     assert whole.result.best_step is not None
@@ -296,15 +293,6 @@ def test_every_kind_of_job_goes_on_bit_for_bit(
     resumed = train(make_start(job, "resumed", resume_dir=checkpoint_of(job, make_start, 3)), RecordingLink())
 
     assert are_equal(weights(whole.output_dir), weights(resumed.output_dir))
-
-
-BEST = {
-    "steps": 12,
-    "optimizer": {"learning_rate": 0.1},
-    "schedule": {"name": "constant", "warmup": 0.0},
-    "evaluation": {"every": 1},
-    "checkpoint": {"keep": 1, "output": "best"},
-}
 
 
 @pytest.mark.parametrize("evaluation", [2, 3, 6, 9, 12])

@@ -171,8 +171,7 @@ def test_many_small_chunks_add_up_to_one(monkeypatch: pytest.MonkeyPatch, archit
     micro_batches = cut(rows, Batching.PADDED, 10_000)
     whole = subject.gradient(rows, micro_batches, LossKernel.CHUNKED)
 
-    monkeypatch.setattr("graft_worker.engine.chunked.CHUNK_LOGITS", VOCABULARY)
-    monkeypatch.setattr("graft_worker.engine.chunked.MIN_CHUNK_TOKENS", 7)
+    monkeypatch.setattr("graft_worker.engine.chunked.chunk_tokens", lambda vocabulary: 7)
 
     assert_equal(whole, subject.gradient(rows, micro_batches, LossKernel.CHUNKED))
 

@@ -96,7 +96,6 @@ def attach(model: nn.Module, spec: TrainJob, base_dtype: mx.Dtype) -> Adapted:
     masters = {name: value.astype(mx.float32) for name, value in trainable.items()}
     # DoRA's magnitudes stay in float32: they are divided by norms, and are few.
     dtypes = {name: mx.float32 if name.endswith(".m") else branch for name in masters}
-    blocks = _last_blocks(model, spec.adapter.layers)
     return _ready(Adapted(model, spec.method, blocks, modules, dropouts, masters, _shapes(masters), dtypes))
 
 

@@ -104,6 +104,11 @@ def plan_order(
     return RowOrder(tuple(widths), batch_size, total, seed, window)
 
 
+def build_alone(row: TokenRow) -> Batch:
+    """One row, with no padding."""
+    return build([row], MicroBatch(((0,),), row.width, 1, row.targets))
+
+
 def build(rows: Sequence[TokenRow], micro_batch: MicroBatch) -> Batch:
     """The arrays of one micro-batch."""
     shape = (micro_batch.height, micro_batch.width)

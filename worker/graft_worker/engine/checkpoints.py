@@ -89,7 +89,7 @@ class CheckpointFolder:
     adapter_config: Mapping[str, Any]
     keeps_best: bool
     """The best arrays travel with every checkpoint."""
-    saved: list[Path] = field(default_factory=list)
+    saved: list[Path] = field(init=False)
 
     def __post_init__(self) -> None:
         remove_partial(self.root)

@@ -13,19 +13,11 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from graft_scheduler.memory_cuts import chunk_tokens
 from graft_worker.engine.head import Head
-
-CHUNK_LOGITS = 1 << 24
-"""Logits at once: 64 MiB in float32, and about four times that while they are worked on."""
-MIN_CHUNK_TOKENS = 32
 
 SummedLoss = Callable[[mx.array, mx.array, mx.array], mx.array]
 """The loss summed over tokens: hidden (n, width), targets (n), weights (n) to a scalar."""
-
-
-def chunk_tokens(vocabulary: int) -> int:
-    """How many tokens' logits are computed at once."""
-    return max(MIN_CHUNK_TOKENS, CHUNK_LOGITS // vocabulary)
 
 
 def forward_only(head: Head, vocabulary: int) -> SummedLoss:

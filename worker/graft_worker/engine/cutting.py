@@ -13,19 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from graft_scheduler.hyperparameters import Batching
+from graft_scheduler.memory_cuts import HEIGHTS, PACKED_WIDTH, WIDTH_MULTIPLE
 from graft_worker.engine.batches import MicroBatch, RowOrder
 from graft_worker.engine.compilation import MAX_SHAPES
 from graft_worker.engine.rows import TokenRow
 
 MAX_WIDTHS = 12
 """What rows may be padded to in a compiled job; a single row of each is one of its shapes."""
-HEIGHTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""How many rows a compiled micro-batch may have."""
-WIDTH_MULTIPLE = 32
 PLANNED_STEPS = 256
 """So many steps are looked at to choose shapes."""
-PACKED_WIDTH = 1024
-"""Lines are filled up to this, or to the longest row: longer ones pay for attention they do not use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
 import mlx.core as mx
 
 from graft_scheduler.memory import Backend, tokens_at_once
+from graft_scheduler.memory_cuts import WIDTH_MULTIPLE
 from graft_scheduler.states import FailureClass
-from graft_worker.engine.cutting import WIDTH_MULTIPLE, Budget
+from graft_worker.engine.cutting import Budget
 from graft_worker.link import JobError
 
 CACHE_SHARE = 10
@@ -83,9 +84,7 @@ def prepared(budget_bytes: int | None, wired_bytes: int | None = None) -> Iterat
     Raises:
         JobError: MLX ran out of memory; class `memory`.
     """
-    limits = _set_limits(budget_bytes)
-    wires = wired_bytes is not None and mx.metal.is_available()
-    wired_before = mx.set_wired_limit(wired_bytes) if wires and wired_bytes is not None else 0
+    limits = _set_limits(budget_bytes, wired_bytes)
     # On the CPU, MLX compiles by running a C++ compiler: 13 s for a small model's first step, and no gain.
     if not is_gpu():
         mx.disable_compile()
@@ -96,9 +95,8 @@ def prepared(budget_bytes: int | None, wired_bytes: int | None = None) -> Iterat
     finally:
         if not is_gpu():
             mx.enable_compile()
-        _restore_limits(limits)
-        if wires:
-            mx.set_wired_limit(wired_before)
+        for set_limit, before in limits:
+            set_limit(before)
         gc.collect()
         mx.clear_cache()
 
@@ -122,14 +120,15 @@ def _memory_errors() -> Iterator[None]:
         raise JobError(FailureClass.MEMORY, f"MLX ran out of memory at {peak} MiB: {error}") from error
 
 
-def _set_limits(budget_bytes: int | None) -> tuple[int | None, int]:
-    """The limits before; the cache is bounded without a budget too, as nothing else bounds it."""
+def _set_limits(budget_bytes: int | None, wired_bytes: int | None) -> list[tuple[Callable[[int], int], int]]:
+    """The limits that were set, each with its value before.
+
+    The cache is bounded without a budget too, as nothing else bounds it.
+    """
     cache_bytes = max(MIN_CACHE_BYTES, (budget_bytes or 0) // CACHE_SHARE)
-    memory_before = None if budget_bytes is None else mx.set_memory_limit(budget_bytes)
-    return memory_before, mx.set_cache_limit(cache_bytes)
-
-
-def _restore_limits(limits: tuple[int | None, int]) -> None:
-    if limits[0] is not None:
-        mx.set_memory_limit(limits[0])
-    mx.set_cache_limit(limits[1])
+    wanted = [(mx.set_cache_limit, cache_bytes)]
+    if budget_bytes is not None:
+        wanted.insert(0, (mx.set_memory_limit, budget_bytes))
+    if wired_bytes is not None and mx.metal.is_available():
+        wanted.append((mx.set_wired_limit, wired_bytes))
+    return [(set_limit, set_limit(size)) for set_limit, size in wanted]

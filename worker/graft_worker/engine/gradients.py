@@ -52,9 +52,8 @@ class GradientOfSum:
         self._loss = loss
         self._layout = layout
         self._differentiated = mx.value_and_grad(self._value)
-        self._plain: Gradient = self._of_kept
         self._plan = plan if is_gpu() else None
-        self._compiled: Gradient = mx.compile(self._plain)
+        self._compiled: Gradient = mx.compile(self._of_kept)
         self._add: Callable[[Parameters, Parameters], Parameters] = mx.compile(_add)
         self._norm: Callable[[Parameters], mx.array] = mx.compile(norm)
         self._pack: Callable[[Parameters], Parameters] = mx.compile(self._packed)
@@ -63,7 +62,7 @@ class GradientOfSum:
         shape = tuple(arrays[name].shape for name in sorted(arrays))
         compiled = self._plan is not None and self._plan.wants(shape)
         began = time.monotonic()
-        loss, gradient = (self._compiled if compiled else self._plain)(parameters, arrays, key)
+        loss, gradient = (self._compiled if compiled else self._of_kept)(parameters, arrays, key)
         # Before they are put end to end: MLX computes in another order then, and keeps more meanwhile.
         mx.eval(loss, gradient)
         if self._plan is not None:
@@ -93,8 +92,7 @@ class GradientOfSum:
     def _of_kept(self, kept: Parameters, arrays: Arrays, key: mx.array) -> tuple[mx.array, Parameters]:
         """By name, and with respect to the copies that are computed with, which is the same."""
         computed = self._adapted.computed(self._layout.unpack(kept))
-        loss, gradient = self._differentiated(computed, arrays, key)
-        return loss, gradient
+        return self._differentiated(computed, arrays, key)
 
     def _packed(self, gradient: Parameters) -> Parameters:
         """As the masters are kept, in float32."""

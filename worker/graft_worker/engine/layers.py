@@ -12,7 +12,7 @@ from itertools import accumulate
 import mlx.core as mx
 from mlx import nn
 from mlx_lm.tuner.dora import DoRALinear
-from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
+from mlx_lm.tuner.lora import LoRALinear
 
 
 class SharedInput:
@@ -114,7 +114,6 @@ COMPUTED: dict[type[nn.Module], type[nn.Module]] = {
     LoRALinear: ComputedLoRALinear,
     DoRALinear: ComputedDoRALinear,
 }
-LOW_RANK_LAYERS = (LoRALinear, DoRALinear, LoRASwitchLinear)
 
 
 def share_inputs(model: nn.Module) -> None:

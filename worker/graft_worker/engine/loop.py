@@ -105,7 +105,6 @@ class Loop:
             JobError: the loss is no number any more, or the time is up.
         """
         self._began = time.monotonic()
-        self.task.adapted.model.train()
         update = self._optimizer.updater(self.task.spec.optimizer.max_grad_norm)
         while True:
             self._evaluate_if_due(evaluator)

@@ -8,13 +8,12 @@ than plain SVD, than the error of the outputs alone, and than Taylor scores of e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 
 import mlx.core as mx
 import numpy as np
 
 from graft_worker.engine.adapters import Parameters
-from graft_worker.engine.batches import Arrays, MicroBatch, build
+from graft_worker.engine.batches import Arrays, build_alone
 from graft_worker.engine.layers import ComputedLoRALinear
 from graft_worker.engine.loop import Task
 from graft_worker.engine.loss import TokenLoss
@@ -42,7 +41,7 @@ def survey(
         for dropout in task.adapted.dropouts:
             dropout.draw_from(None)
         task.adapted.model.train()  # which has gradients; nothing is dropped without a key
-        with recomputed(task.adapted.blocks) if task.spec.gradient_checkpointing else nullcontext():
+        with recomputed(task.adapted.blocks if task.spec.gradient_checkpointing else ()):
             gradients = _gradient_grams(task, weak, loss, bases, check_stop)
     finally:
         task.adapted.put(parameters)
@@ -120,8 +119,7 @@ def _rows(task: Task) -> Iterator[Arrays]:
     """One after another, so that there is no padding."""
     rows = task.train_rows
     for place in range(min(ROWS, len(rows))):
-        row = rows[place * len(rows) // min(ROWS, len(rows))]
-        yield build([row], MicroBatch(((0,),), row.width, 1, row.targets)).arrays
+        yield build_alone(rows[place * len(rows) // min(ROWS, len(rows))]).arrays
 
 
 def _as_floats(array: Array) -> mx.array:

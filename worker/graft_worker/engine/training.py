@@ -14,7 +14,7 @@ from graft_scheduler.messages import Done, Start, TrainResult
 from graft_scheduler.states import FailureClass, Phase, StopReason
 from graft_worker.engine.activations import frugal_activations
 from graft_worker.engine.adapters import Adapted, adapter_config, attach
-from graft_worker.engine.batches import Arrays, MicroBatch, build, plan_order
+from graft_worker.engine.batches import Arrays, build_alone, plan_order
 from graft_worker.engine.checkpoints import CheckpointFolder, read_checkpoint
 from graft_worker.engine.compilation import CompilePlan
 from graft_worker.engine.cutting import exact_cutter, plan_cutter
@@ -124,8 +124,7 @@ def _packed_or_not(base: Base, width: int, reporter: Reporter) -> Batching:
 def _sample(rows: Sequence[TokenRow]) -> Arrays:
     """The beginning of one of the first rows, all of it to be learned."""
     tokens = max((row.tokens[:SAMPLE_TOKENS] for row in rows[:SAMPLE_ROWS]), key=len)
-    row = TokenRow(tokens, np.ones(len(tokens), dtype=np.bool_))
-    return build([row], MicroBatch(((0,),), row.width, 1, row.targets)).arrays
+    return build_alone(TokenRow(tokens, np.ones(len(tokens), dtype=np.bool_))).arrays
 
 
 def _checkpoint_folder(start: Start, task: Task, base: Base) -> CheckpointFolder:
