@@ -104,10 +104,12 @@ class TrainJob(JobBase):
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    batch_size: int = Field(default=8, ge=1)
-    """Rows the optimizer sees at each step; memory never changes it."""
-    micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Most padded tokens computed at once; a cut of the batch that does not change the result."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Rows the optimizer sees at each step; memory never changes it. `auto` is chosen by the data and
+    the method alone (`lengths.auto_batch_rows`), so that it is the same on every host."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Most padded tokens computed at once; a cut of the batch that does not change the result. Absent:
+    each host takes what is fastest in its memory."""
     length_window: int = Field(default=1, ge=1)
     """Steps whose rows are drawn together and sorted by length, so that a step holds rows of like
     length; 1 draws every row alone."""
@@ -118,12 +120,24 @@ class TrainJob(JobBase):
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps."""
     precision: Precision = Precision.AUTO
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: slower, with less memory."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations again in the backward pass: slower, with less memory, and the same result.
+    Absent: each host does so where it has to."""
     compute: ComputeConfig = ComputeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def batch_rows(self) -> int:
+        """The batch size as a number.
+
+        Raises:
+            ValueError: it is `auto`, and nobody has looked at the data yet.
+        """
+        if self.batch_size == "auto":
+            raise ValueError("`batch_size` is auto; it is chosen when the data are read")
+        return self.batch_size
 
     @property
     def learning_rate(self) -> float:
