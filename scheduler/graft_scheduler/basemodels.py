@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from graft_scheduler.anatomy import Anatomy
+from graft_scheduler.anatomy_reading import read_anatomy
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.tensors import Tensor, read_headers
 
@@ -75,6 +77,10 @@ class BaseModel:
     """What it computes in: `bfloat16`, `float16` or `float32`."""
     has_tokenizer: bool
     has_chat_template: bool
+    anatomy: Anatomy
+    """What its blocks compute."""
+    largest_module: int
+    """Parameters of the largest modules, which are loaded whole: the embeddings and one layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,8 @@ class WeightFacts:
     size_bytes: int
     parameters: int
     dtype: str
+    tensors: tuple[str, ...] = ()
+    """Their names, as far as they are known."""
     has_head: bool | None = None
     """Whether there is an output matrix beside the embeddings; absent when only the config can tell."""
 
@@ -143,27 +151,34 @@ def describe(
     hidden = _required(flat, "hidden_size", place)
     heads = _size(flat, "num_heads", max(1, hidden // 64), place)
     architectures = config.get("architectures")
+    sizes = {
+        "hidden_size": hidden,
+        "num_layers": _required(flat, "num_layers", place),
+        "num_heads": heads,
+        "num_kv_heads": _size(flat, "num_kv_heads", heads, place),
+        "head_dim": _size(flat, "head_dim", max(1, hidden // heads), place),
+        "intermediate_size": _size(flat, "intermediate_size", 4 * hidden, place),
+        "vocab_size": _required(flat, "vocab_size", place),
+        "num_experts": _size(flat, "num_experts", 1, place),
+        "experts_per_token": _size(flat, "experts_per_token", 1, place),
+    }
+    is_tied = weights.has_head is False or (
+        weights.has_head is None and bool(flat.get("tie_word_embeddings", False))
+    )
+    embeddings = sizes["vocab_size"] * hidden * (1 if is_tied else 2)
     return BaseModel(
         model_type=config["model_type"],
         architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else None,
-        hidden_size=hidden,
-        num_layers=_required(flat, "num_layers", place),
-        num_heads=heads,
-        num_kv_heads=_size(flat, "num_kv_heads", heads, place),
-        head_dim=_size(flat, "head_dim", max(1, hidden // heads), place),
-        intermediate_size=_size(flat, "intermediate_size", 4 * hidden, place),
-        vocab_size=_required(flat, "vocab_size", place),
-        num_experts=_size(flat, "num_experts", 1, place),
-        experts_per_token=_size(flat, "experts_per_token", 1, place),
-        is_tied=bool(flat.get("tie_word_embeddings", False))
-        if weights.has_head is None
-        else not weights.has_head,
+        **sizes,
+        is_tied=is_tied,
         quantization=_quantization(config),
         weight_bytes=weights.size_bytes,
         parameters=weights.parameters,
         dtype=weights.dtype,
         has_tokenizer=bool(names & TOKENIZER_FILES),
         has_chat_template=has_chat_template,
+        anatomy=read_anatomy(flat, sizes, weights.tensors, is_tied=is_tied),
+        largest_module=embeddings + hidden * sizes["intermediate_size"] * sizes["num_experts"],
     )
 
 
@@ -179,6 +194,7 @@ def weigh(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> WeightFac
         size_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
         parameters=parameters,
         dtype=max(by_dtype, key=lambda dtype: by_dtype[dtype]),
+        tensors=tuple(tensors),
         has_head=any(name.removesuffix(".weight").endswith(HEAD_NAMES) for name in tensors),
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ class DatasetSummary:
     valid_rows: int
     longest_bytes: int
     """Of any row's line: no row has more tokens than that, but for what a chat template adds."""
+    row_bytes: Sequence[int] = ()
+    """Of every line of the training file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,8 @@ class _Checked:
     rows: int
     format: DataFormat | None
     problems: list[str]
-    longest_bytes: int = 0
+    sizes: Sequence[int] = ()
+    """Of its lines, in bytes."""
 
 
 class _BadRow(Exception):
@@ -111,8 +115,8 @@ def check(path: Path, data_format: DataFormat | None = None) -> DatasetSummary:
     valid = _check_file(files.valid, train.format) if files.valid else _Checked(0, train.format, [])
     _refuse(train.problems + valid.problems)
     assert train.format is not None  # without a row of any format it was refused
-    longest = max(train.longest_bytes, valid.longest_bytes)
-    return DatasetSummary(train.format, train.rows, valid.rows, longest)
+    longest = max([*train.sizes, *valid.sizes])
+    return DatasetSummary(train.format, train.rows, valid.rows, longest, train.sizes)
 
 
 def detect_format(fields: Mapping[str, Any]) -> DataFormat | None:
@@ -160,20 +164,19 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_file(path: Path, data_format: DataFormat | None) -> _Checked:
-    rows = longest = 0
+    sizes = array("L")
     problems = []
     for number, raw in _lines(path):
-        rows += 1
-        longest = max(longest, len(raw))
+        sizes.append(len(raw))
         try:
             fields = _parse(raw)
             data_format = data_format or detect_format(fields)
             _check_row(fields, data_format)
         except _BadRow as error:
             problems.append(f"{path}:{number}: {error}")
-    if rows == 0:
+    if not sizes:
         problems.append(f"{path}: has no rows")
-    return _Checked(rows, data_format, problems, longest)
+    return _Checked(len(sizes), data_format, problems, sizes)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Start(Message):
     """What MLX may use on this host."""
     wired_bytes: int | None = None
     """What MLX may keep wired; absent leaves MLX's limit as it is."""
+    memory_factor: float = Field(default=1.0, gt=0)
+    """Measured over predicted peaks of finished jobs like this one."""
     trained_seconds: float = 0.0
     """Spent by earlier attempts; counts against the time limit."""
     deadline: float

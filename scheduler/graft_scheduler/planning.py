@@ -15,8 +15,8 @@ from graft_scheduler.hyperparameters import Method
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.lengths import Lengths
 from graft_scheduler.memory import Backend, MemoryEstimate, estimate_peak
-from graft_scheduler.memory_cuts import HEIGHTS, WIDTH_MULTIPLE
-from graft_scheduler.memory_shape import CPU_TOKENS
+from graft_scheduler.memory.cuts import HEIGHTS, WIDTH_MULTIPLE
+from graft_scheduler.memory.shape import CPU_TOKENS
 
 MAX_TOKENS = 16_384
 """More at once make no GPU faster."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from graft_scheduler.memory_cuts import chunk_tokens
+from graft_scheduler.memory.cuts import chunk_tokens
 from graft_worker.engine.head import Head
 
 SummedLoss = Callable[[mx.array, mx.array, mx.array], mx.array]

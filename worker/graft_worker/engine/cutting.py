@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from graft_scheduler.hyperparameters import Batching
-from graft_scheduler.memory_cuts import HEIGHTS, PACKED_WIDTH, WIDTH_MULTIPLE
+from graft_scheduler.memory.cuts import HEIGHTS, PACKED_WIDTH, WIDTH_MULTIPLE
 from graft_worker.engine.batches import MicroBatch, RowOrder
 from graft_worker.engine.compilation import MAX_SHAPES
 from graft_worker.engine.rows import TokenRow

@@ -10,6 +10,7 @@ import numpy as np
 from graft_scheduler.datasets import Row, check, find_files, read_rows, split
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import DataFormat, TrainJob
+from graft_scheduler.lengths import auto_batch_rows
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.loading import Base
 from graft_worker.engine.reports import Reporter
@@ -37,6 +38,18 @@ class Dataset:
             }
             for name, rows in (("train", self.train), ("valid", self.valid))
         }
+
+
+def choose_batch_rows(spec: TrainJob, path: Path) -> int:
+    """The batch size `auto`, as it is written out at submit.
+
+    Raises:
+        JobError: the data cannot be read; class `data`.
+    """
+    try:
+        return auto_batch_rows(check(path, spec.data.format).row_bytes, spec.method, spec.max_length)
+    except InvalidInput as error:
+        raise JobError(FailureClass.DATA, str(error)) from error
 
 
 def load_dataset(spec: TrainJob, path: Path, base: Base, reporter: Reporter) -> Dataset:

@@ -10,19 +10,12 @@ from importlib.metadata import version
 
 import mlx.core as mx
 
-from graft_scheduler.memory import Backend, tokens_at_once
-from graft_scheduler.memory_cuts import WIDTH_MULTIPLE
+from graft_scheduler.memory import Backend, cache_in, tokens_at_once
+from graft_scheduler.memory.cuts import WIDTH_MULTIPLE
+from graft_scheduler.planning import OVERHEAD_TOKENS
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.cutting import Budget
 from graft_worker.link import JobError
-
-CACHE_SHARE = 10
-"""MLX may keep one part in this many of its budget as freed buffers, which its peak leaves out."""
-MIN_CACHE_BYTES = 64 << 20
-
-OVERHEAD_TOKENS: dict[Backend, int] = {Backend.METAL: 48, Backend.CUDA: 256, Backend.CPU: 8}
-"""What one more micro-batch costs, in tokens. About where a chip has enough to do: 26-38 tokens on
-M1-M4, 98 on an M5, 165 on an H200, by a roofline of public figures."""
 
 OUT_OF_MEMORY_WORDS = (
     "insufficient memory",
@@ -69,8 +62,27 @@ def active_bytes() -> int:
     return mx.get_active_memory()
 
 
+class _Peak:
+    """MLX's own count, kept over its resets."""
+
+    highest = 0
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.highest = max(cls.highest, mx.get_peak_memory())
+        mx.reset_peak_memory()
+
+
 def peak_bytes() -> int:
     """The most that MLX's arrays took since `prepared` began."""
+    return max(_Peak.highest, mx.get_peak_memory())
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """The most that MLX's arrays take, in all, while `work` is done."""
+    mx.clear_cache()
+    _Peak.reset()
+    work()
     return mx.get_peak_memory()
 
 
@@ -89,6 +101,7 @@ def prepared(budget_bytes: int | None, wired_bytes: int | None = None) -> Iterat
     if not is_gpu():
         mx.disable_compile()
     mx.reset_peak_memory()
+    _Peak.highest = 0
     try:
         with _memory_errors():
             yield
@@ -125,10 +138,10 @@ def _set_limits(budget_bytes: int | None, wired_bytes: int | None) -> list[tuple
 
     The cache is bounded without a budget too, as nothing else bounds it.
     """
-    cache_bytes = max(MIN_CACHE_BYTES, (budget_bytes or 0) // CACHE_SHARE)
-    wanted = [(mx.set_cache_limit, cache_bytes)]
+    cache = cache_in(budget_bytes)
+    wanted = [(mx.set_cache_limit, cache)]
     if budget_bytes is not None:
-        wanted.insert(0, (mx.set_memory_limit, budget_bytes))
+        wanted.insert(0, (mx.set_memory_limit, max(budget_bytes - cache, 1)))
     if wired_bytes is not None and mx.metal.is_available():
         wanted.append((mx.set_wired_limit, wired_bytes))
     return [(set_limit, set_limit(size)) for set_limit, size in wanted]

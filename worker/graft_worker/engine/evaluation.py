@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import mlx.core as mx
 from mlx import nn
 
 from graft_scheduler.hyperparameters import Batching
@@ -44,6 +45,15 @@ class Evaluator:
         self._loss = loss
         self._rows = rows
         self._batches = exact_cutter(rows, budget, Batching.BUCKETED).cut(range(len(rows)))
+
+    def dearest(self) -> None:
+        """Compute the largest of the micro-batches and forget its loss."""
+        largest = max(self._batches, key=lambda one: (one.height * one.width, one.width))
+        self._model.eval()
+        try:
+            mx.eval(self._loss(build(self._rows, largest).arrays))
+        finally:
+            self._model.train()
 
     def __call__(self, between_batches: Callable[[], None] = lambda: None) -> Evaluation:
         """The mean loss over all learned tokens; `between_batches` may raise to stop."""

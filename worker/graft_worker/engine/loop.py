@@ -43,6 +43,8 @@ class Task:
     valid_rows: Sequence[TokenRow]
     order: RowOrder
     cutter: Cutter
+    recomputes: bool = False
+    """With gradient checkpointing."""
 
     @property
     def evaluate_every(self) -> int:
@@ -91,6 +93,11 @@ class Loop:
         mx.eval(self._kept)
         self._earlier_seconds = max(self._earlier_seconds, snapshot.state.trained_seconds)
         self._saved_step = self._first_step = snapshot.state.step
+
+    @property
+    def kept(self) -> Parameters:
+        """The trainable arrays as they are kept."""
+        return self._kept
 
     @property
     def parameters(self) -> Parameters:

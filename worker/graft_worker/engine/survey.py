@@ -41,7 +41,7 @@ def survey(
         for dropout in task.adapted.dropouts:
             dropout.draw_from(None)
         task.adapted.model.train()  # which has gradients; nothing is dropped without a key
-        with recomputed(task.adapted.blocks if task.spec.gradient_checkpointing else ()):
+        with recomputed(task.adapted.blocks if task.recomputes else ()):
             gradients = _gradient_grams(task, weak, loss, bases, check_stop)
     finally:
         task.adapted.put(parameters)

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from graft_scheduler.hyperparameters import Batching, Method, Output, QuantizationConfig
 from graft_scheduler.jobs import TrainJob
+from graft_scheduler.memory import format_bytes
 from graft_scheduler.messages import Done, Start, TrainResult
 from graft_scheduler.states import FailureClass, Phase, StopReason
 from graft_worker.engine.activations import frugal_activations
 from graft_worker.engine.adapters import Adapted, adapter_config, attach
-from graft_worker.engine.batches import Arrays, build_alone, plan_order
+from graft_worker.engine.batches import Arrays, build, build_alone, plan_order
 from graft_worker.engine.checkpoints import CheckpointFolder, read_checkpoint
 from graft_worker.engine.compilation import CompilePlan
 from graft_worker.engine.cutting import exact_cutter, plan_cutter
-from graft_worker.engine.dataset import Dataset, load_dataset
-from graft_worker.engine.device import budget_here, device_name, is_gpu, peak_bytes, prepared, versions
+from graft_worker.engine.dataset import Dataset, choose_batch_rows, load_dataset
+from graft_worker.engine.device import (
+    budget_here,
+    device_name,
+    is_gpu,
+    peak_bytes,
+    peak_of,
+    prepared,
+    versions,
+)
+from graft_worker.engine.dropout import micro_batch_key
 from graft_worker.engine.evaluation import Evaluator, perplexity
+from graft_worker.engine.fitting import Allowance, Fitted, correct, describe, fit, refit
 from graft_worker.engine.gradients import GradientOfSum
 from graft_worker.engine.loading import Base, load_base
 from graft_worker.engine.loop import Loop, Task
@@ -32,6 +45,7 @@ from graft_worker.engine.reports import Reporter, Stopped
 from graft_worker.engine.rows import TokenRow, digest
 from graft_worker.engine.saving import Saved, save_adapter
 from graft_worker.link import JobError, Link
+from graft_worker.probe import read_device
 from graft_worker.tracking.link import TrackedLink, tracked
 
 CHECKPOINTS = "checkpoints"
@@ -61,18 +75,28 @@ def train(start: Start, link: Link) -> Done:
 def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
     reporter = Reporter(start, tracking)
     reporter.phase(Phase.PREPARING)
+    data = Path(start.data_dir or spec.data.source)
     base = _load(start, spec)
-    dataset = load_dataset(spec, Path(start.data_dir or spec.data.source), base, reporter)
+    dataset = load_dataset(spec, data, base, reporter)
+    if spec.batch_size == "auto":
+        spec = spec.model_copy(update={"batch_size": choose_batch_rows(spec, data)})
     adapted = attach(base.model, spec, base.compute_dtype)
     if spec.adapter.rank == "auto":
         check_can_cut(adapted.masters)
-    task = _plan(spec, base, adapted, dataset, reporter)
+    fitted = fit(spec, base, dataset.train.rows, _allowance(start))
+    task = _plan(spec, base, adapted, dataset, fitted, reporter)
     checkpoints = _checkpoint_folder(start, task, base)
     loop = Loop(task, checkpoints, reporter, start.trained_seconds)
     _resume(start, loop, checkpoints)
     sample = _sample(task.train_rows)
     with token_loss(adapted, loop.parameters, spec.compute.loss, sample) as loss:
-        facts = _facts(base, task, dataset, loss)
+        fitted = _try(loop, loss, fitted, reporter)
+        if (again := refit(fitted)) is not None:
+            reporter.log(f"{describe(fitted)}; it took {format_bytes(fitted.probed_bytes)}", "warning")
+            fitted, task = again, _plan(spec, base, adapted, dataset, again, reporter)
+            loop.task = task
+        reporter.log(describe(fitted), "warning" if fitted.is_tight else "info")
+        facts = _facts(base, task, dataset, loss, fitted)
         _announce(loop, loss, facts, reporter)
         evaluator = Evaluator(base.model, loss.evaluation, task.valid_rows, task.cutter.budget)
         stopped = _run(loop, loss, evaluator, reporter)
@@ -81,7 +105,7 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
         if stopped is None and spec.adapter.rank == "auto":
             cut = cut_ranks(task, saved.parameters, loss, evaluator, reporter)
             facts |= {"rank": cut.rank, "kept_ranks": cut.kept, "uncut_loss": cut.full_loss}
-    result = _result(loop, saved.loss if cut is None else cut.loss, saved.step, facts)
+    result = _result(loop, saved.loss if cut is None else cut.loss, saved.step, facts, fitted)
     if stopped is not None:
         return Done(job=start.job, token=start.token, stopped=stopped, result=result)
     reporter.phase(Phase.SAVING)
@@ -97,18 +121,25 @@ def _load(start: Start, spec: TrainJob) -> Base:
     return load_base(spec.model, folder, spec.precision, must_be_whole=spec.method is Method.FULL)
 
 
-def _plan(spec: TrainJob, base: Base, adapted: Adapted, dataset: Dataset, reporter: Reporter) -> Task:
+def _allowance(start: Start) -> Allowance:
+    return Allowance(start.budget_bytes or read_device().budget_bytes, start.memory_factor)
+
+
+def _plan(
+    spec: TrainJob, base: Base, adapted: Adapted, dataset: Dataset, fitted: Fitted, reporter: Reporter
+) -> Task:
     train_rows, valid_rows = dataset.train.rows, dataset.valid.rows
     widths = [row.width for row in train_rows]
-    order = plan_order(widths, spec.batch_size, spec.epochs, spec.steps, spec.seed, spec.length_window)
-    budget = budget_here(spec.micro_batch_tokens)
+    order = plan_order(widths, spec.batch_rows, spec.epochs, spec.steps, spec.seed, spec.length_window)
+    budget = budget_here(fitted.cut.micro_batch_tokens)
     batching = spec.compute.batching
     if batching is Batching.PACKED:
         packed = exact_cutter(train_rows, budget, batching)
         batching = _packed_or_not(base, packed.packed_width, reporter)
     compiled = spec.compute.compile and is_gpu()
     cutter = plan_cutter(train_rows, order, budget, batching, compiled=compiled)
-    return Task(spec, adapted, train_rows, valid_rows[: spec.evaluation.rows], order, cutter)
+    valid_rows = valid_rows[: spec.evaluation.rows]
+    return Task(spec, adapted, train_rows, valid_rows, order, cutter, fitted.cut.gradient_checkpointing)
 
 
 def _packed_or_not(base: Base, width: int, reporter: Reporter) -> Batching:
@@ -172,7 +203,34 @@ def _resume(start: Start, loop: Loop, checkpoints: CheckpointFolder) -> None:
         checkpoints.take_best(snapshot.best_file)
 
 
-def _facts(base: Base, task: Task, dataset: Dataset, loss: TokenLoss) -> dict[str, Any]:
+def _try(loop: Loop, loss: TokenLoss, fitted: Fitted, reporter: Reporter) -> Fitted:
+    """Compute the dearest micro-batch and evaluation once, to see what they take; nothing is learned."""
+    task = loop.task
+    longest = sorted(range(len(task.train_rows)), key=lambda row: task.train_rows[row].width)
+    batches = task.cutter.cut(longest[-task.spec.batch_rows :])
+    dearest = max(batches, key=lambda one: (one.height * one.width, one.width))
+    batch = build(task.train_rows, dearest)
+    reporter.check_stop()
+    with _computing(task):
+        gradient = GradientOfSum(task.adapted, loss.training, loop.layout)
+        key = micro_batch_key(task.spec.seed, 0, 0)
+        in_training = peak_of(lambda: mx.eval(gradient(loop.kept, batch.arrays, key)))
+    task.adapted.put(loop.parameters)
+    reporter.check_stop()
+    evaluator = Evaluator(task.adapted.model, loss.evaluation, task.valid_rows, task.cutter.budget)
+    in_evaluation = peak_of(evaluator.dearest)
+    return correct(fitted, in_training, in_evaluation, dearest.height, dearest.width, min(2, len(batches)))
+
+
+@contextmanager
+def _computing(task: Task) -> Iterator[None]:
+    """The model as it is while gradients are taken."""
+    blocks = task.adapted.blocks if task.recomputes else ()
+    with recomputed(blocks), frugal_activations(task.adapted.model):
+        yield
+
+
+def _facts(base: Base, task: Task, dataset: Dataset, loss: TokenLoss, fitted: Fitted) -> dict[str, Any]:
     """Counts and choices worth keeping with the result."""
     adapted = task.adapted
     branches = {str(dtype).rpartition(".")[2] for name, dtype in adapted.dtypes.items() if "lora_" in name}
@@ -189,6 +247,7 @@ def _facts(base: Base, task: Task, dataset: Dataset, loss: TokenLoss) -> dict[st
         "adapted_layers": len(adapted.blocks),
         "data_format": dataset.format.value,
         "rows": dataset.counts(),
+        "cut": fitted.facts(),
     }
 
 
@@ -212,8 +271,7 @@ def _run(loop: Loop, loss: TokenLoss, evaluator: Evaluator, reporter: Reporter) 
     plan = CompilePlan(steps_left) if spec.compute.compile else None
     gradient = GradientOfSum(adapted, loss.training, loop.layout, plan)
     try:
-        blocks = adapted.blocks if spec.gradient_checkpointing else ()
-        with recomputed(blocks), frugal_activations(adapted.model):
+        with _computing(loop.task):
             loop.run(gradient, evaluator)
     except Stopped as stopped:
         loop.save()
@@ -234,7 +292,9 @@ def _choose(loop: Loop, checkpoints: CheckpointFolder) -> Saved:
     return Saved(state.best_step, {name: best[name] for name in loop.parameters}, state.best_loss)
 
 
-def _result(loop: Loop, loss: float | None, step: int, facts: dict[str, Any]) -> TrainResult:
+def _result(
+    loop: Loop, loss: float | None, step: int, facts: dict[str, Any], fitted: Fitted
+) -> TrainResult:
     """`loss` is that of the adapter, whose state is that of `step`."""
     state = loop.state
     return TrainResult(
@@ -252,6 +312,7 @@ def _result(loop: Loop, loss: float | None, step: int, facts: dict[str, Any]) ->
         tokens_per_second=loop.work.tokens_per_second,
         padding_share=loop.work.padding_share,
         peak_memory_bytes=peak_bytes(),
+        predicted_peak_bytes=fitted.predicted_bytes,
         first_step_seconds=loop.work.first_step_seconds,
         facts=facts,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graft_scheduler.hyperparameters import Batching
-from graft_scheduler.memory_shape import Backend, Shape
+from graft_scheduler.memory.shape import Backend, Shape
 
 WIDTH_MULTIPLE = 32
 """Rows are padded to a multiple of this on a GPU."""
@@ -23,40 +23,63 @@ MIN_CHUNK_TOKENS = 32
 class Cut:
     """One micro-batch."""
 
+    rows: int
+    """Lines, empty ones included."""
     width: int
     """Tokens in a line, padding included."""
-    tokens: int
-    """In all lines."""
     held_gradients: int
     """Its own, and the sum of those of earlier ones."""
     is_packed: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.width
 
 
 def largest_cuts(shape: Shape, longest: int) -> list[Cut]:
     """The micro-batches of which one is the dearest: a whole step, or most of one that was parted.
 
-    Rows of different lengths may be computed apart though they fit together.
+    `longest` is the width of the longest row. Rows of different lengths may be computed apart
+    though they fit together, and more of them at once where they are shorter.
     """
     job, width = shape.job, padded(shape, longest)
-    budget, rows = max(job.micro_batch_tokens, width), job.batch_size
-    cuts = [Cut(width, min(_rounded_up(shape, rows) * width, budget), 1)]
+    budget, rows = max(job.micro_batch_tokens or longest * job.batch_rows, width), job.batch_rows
+    cuts = _filled(shape, width, rows, budget, 1)
     if rows > 1:
-        cuts.append(Cut(width, min(_rounded_up(shape, rows - 1) * width, budget), 2))
+        cuts += _filled(shape, width, rows - 1, budget, 2)
     if job.compute.batching is Batching.PACKED:  # or not packed, where the model does not allow it
-        cuts.append(_packed_cut(shape, longest))
+        cuts.append(_packed_cut(shape, longest, budget))
+    return list(dict.fromkeys(cuts))
+
+
+def cut_to(shape: Shape, width: int, rows: int, budget: int) -> list[Cut]:
+    """The largest micro-batches of at most so many rows and tokens, where no gradient is summed up."""
+    return _filled(shape, width, rows, max(budget, width), 1)
+
+
+def _filled(shape: Shape, width: int, rows: int, budget: int, held: int) -> list[Cut]:
+    """As many of the longest rows as the budget has room for; or one more, of the width that is left."""
+    height = _rounded_up(shape, rows)
+    if height * width <= budget:
+        return [Cut(height, width, held)]
+    whole = max(1, budget // width)
+    narrower = -(-budget // (whole + 1))
+    cuts = [Cut(whole, width, held)]
+    if budget % width and narrower * 2 > width:
+        cuts.append(Cut(whole + 1, narrower, held))
     return cuts
 
 
-def _packed_cut(shape: Shape, longest: int) -> Cut:
+def _packed_cut(shape: Shape, longest: int, budget: int) -> Cut:
     """Every line holds at least as many rows as if all were the longest."""
-    job = shape.job
-    line = padded(shape, max(longest, min(PACKED_WIDTH, job.micro_batch_tokens)))
-    budget, held = max(job.micro_batch_tokens, line), 1 if job.batch_size == 1 else 2
+    rows = shape.job.batch_rows
+    line = padded(shape, max(longest, min(PACKED_WIDTH, budget)))
+    budget, held = max(budget, line), 1 if rows == 1 else 2
     if _compiles(shape):  # then all have one shape
-        return Cut(line, budget, held, is_packed=True)
-    lines = -(-job.batch_size // (line // longest))
-    width = min(line, job.batch_size * longest)
-    return Cut(width, min(width * lines, budget), held, is_packed=True)
+        return Cut(budget // line, line, held, is_packed=True)
+    lines = -(-rows // (line // longest))
+    width = min(line, rows * longest)
+    return Cut(max(1, min(lines, budget // width)), width, held, is_packed=True)
 
 
 def _compiles(shape: Shape) -> bool:

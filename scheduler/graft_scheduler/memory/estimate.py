@@ -1,0 +1,194 @@
+"""The peak of a job: the dearest of the moments of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from graft_scheduler.basemodels import BaseModel
+from graft_scheduler.hyperparameters import LossKernel
+from graft_scheduler.jobs import TrainJob
+from graft_scheduler.memory.cuts import Cut, chunk_tokens, cut_to, largest_cuts, padded
+from graft_scheduler.memory.moments import Setting, Trained, gradient_parts, loss_parts, trained, update_parts
+from graft_scheduler.memory.passes import Pass
+from graft_scheduler.memory.resident import quantised_to, weight_bytes
+from graft_scheduler.memory.settings import setting_of
+from graft_scheduler.memory.shape import FLOAT32_BYTES, Backend, Shape
+
+CAUSES = (
+    "weights",
+    "adapters",
+    "gradients",
+    "optimizer",
+    "activations",
+    "attention_scores",
+    "logits",
+    "workspace",
+    "cache",
+)
+CACHE_SHARE = 10
+"""MLX may keep one part in this many of a job's memory as freed buffers, which its peak leaves out."""
+MIN_CACHE_BYTES = 32 << 20
+MAX_CACHE_BYTES = 2 << 30
+DOUBT_SHARE = 0.25
+"""How much more is allowed for, of all but the weights, where a model is only partly understood."""
+SAMPLE_TOKENS = 63
+"""The kernels of the loss are compared on so many tokens before the first step."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """A peak, by what causes it."""
+
+    parts: Mapping[str, int]
+    """Bytes by cause; every cause is there, also those of 0 bytes."""
+    moment: str = "gradient"
+    """When it is reached: `loading`, `check`, `gradient`, `evaluation` or `update`."""
+    doubt: str | None = None
+    """What of the model is only guessed; the estimate is wider then."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """What MLX's arrays take, as `mx.get_peak_memory` has it."""
+        return sum(self.parts.values()) - self.parts["cache"]
+
+    @property
+    def total_bytes(self) -> int:
+        """With the buffers that MLX keeps for reuse: what a job has to be given."""
+        return sum(self.parts.values())
+
+
+def estimate_peak(
+    model: BaseModel, job: TrainJob, longest_tokens: int | None = None, backend: Backend | None = None
+) -> MemoryEstimate:
+    """The most memory that a runner's arrays take while `job` trains on `model`.
+
+    Without a `backend` it is the dearest one's: enough for any host. `longest_tokens` is the data's
+    longest row; without it rows are taken to reach `max_length`. A job that leaves its cut to the
+    host is taken to compute a whole step at once, with no gradient checkpointing.
+    """
+    if backend is None:
+        return max((estimate_peak(model, job, longest_tokens, one) for one in Backend), key=_total)
+    shape = Shape(model, job, backend)
+    longest = max(1, min(longest_tokens or job.max_length, job.max_length) - 1)
+    setting = setting_of(shape)
+    learns = trained(setting)
+    moments = [("gradient", _at_gradient(shape, setting, learns, cut)) for cut in largest_cuts(shape, longest)]
+    moments += [("evaluation", _at_evaluation(shape, setting, learns, cut)) for cut in _evaluated(shape, longest)]
+    moments += [
+        ("loading", _at_loading(shape)),
+        ("update", _at_update(shape, setting, learns)),
+        ("check", _at_check(shape, setting, learns)),
+    ]
+    estimates = [_with_margins(model, parts, moment) for moment, parts in moments]
+    return max(estimates, key=_total)
+
+
+def estimate_micro_batch(
+    model: BaseModel, job: TrainJob, backend: Backend, rows: int, width: int, held_gradients: int = 1
+) -> int:
+    """The peak of MLX's arrays while the gradient of these lines is computed, in bytes."""
+    shape = Shape(model, job, backend)
+    setting = setting_of(shape)
+    parts = _at_gradient(shape, setting, trained(setting), Cut(rows, width, held_gradients))
+    return _with_margins(model, parts, "gradient").peak_bytes
+
+
+def cache_of(peak_bytes: int) -> int:
+    """How much MLX may keep of what was freed, in a job of this peak."""
+    return min(max(peak_bytes // CACHE_SHARE, MIN_CACHE_BYTES), MAX_CACHE_BYTES)
+
+
+def cache_in(budget_bytes: int | None) -> int:
+    """The same for a job that is given so much in all; the engine sets it so."""
+    return cache_of(0 if budget_bytes is None else budget_bytes * CACHE_SHARE // (CACHE_SHARE + 1))
+
+
+def _total(estimate: MemoryEstimate) -> int:
+    return estimate.total_bytes
+
+
+def _with_margins(model: BaseModel, parts: dict[str, int], moment: str) -> MemoryEstimate:
+    doubt = model.anatomy.doubt
+    if doubt is not None:
+        parts["workspace"] += round((sum(parts.values()) - parts["weights"]) * DOUBT_SHARE)
+    parts["cache"] = cache_of(sum(parts.values()))
+    return MemoryEstimate(parts, moment, doubt)
+
+
+def _at_loading(shape: Shape) -> dict[str, int]:
+    """Some of a base that is quantised on load is whole for a while, beside what becomes of it."""
+    whole = 0
+    if quantised_to(shape) is not None:
+        whole = min(shape.model.largest_module, shape.model.parameters) * shape.item_bytes
+    return _parts(weights=weight_bytes(shape), workspace=whole)
+
+
+def _at_gradient(shape: Shape, setting: Setting, learns: Trained, cut: Cut) -> dict[str, int]:
+    """Between the loss of the largest micro-batch and the end of its backward pass."""
+    one = _pass(shape, cut, recomputes=bool(shape.job.gradient_checkpointing))
+    parts = _resident(shape, learns)
+    for cause, size in gradient_parts(setting, one, is_packed=cut.is_packed).items():
+        parts[cause] += size
+    parts["gradients"] += learns.bytes * (cut.held_gradients - 1)
+    return parts
+
+
+def _at_evaluation(shape: Shape, setting: Setting, learns: Trained, cut: Cut) -> dict[str, int]:
+    parts = _resident(shape, learns)
+    for cause, size in loss_parts(setting, _pass(shape, cut)).items():
+        parts[cause] += size
+    return parts
+
+
+def _at_update(shape: Shape, setting: Setting, learns: Trained) -> dict[str, int]:
+    """A new copy of all that is trained, and what lies between it and the old one."""
+    parts = _resident(shape, learns)
+    parts["optimizer"] = 0
+    parts["gradients"] = learns.bytes
+    for cause, size in update_parts(setting, shape.job.optimizer.name).items():
+        parts[cause] += size
+    return parts
+
+
+def _at_check(shape: Shape, setting: Setting, learns: Trained) -> dict[str, int]:
+    """Two gradients of a few tokens, by one kernel of the loss and by the other."""
+    if shape.job.compute.loss is LossKernel.PLAIN:
+        return _parts()
+    size = min(SAMPLE_TOKENS, shape.job.max_length)
+    chunk = chunk_tokens(shape.model.vocab_size)
+    trained_blocks = shape.trained_layers
+    plain = gradient_parts(setting, Pass(1, size, size, None, trained_blocks))
+    chunked = gradient_parts(setting, Pass(1, size, size, chunk, trained_blocks))
+    chunked["gradients"] = chunked.get("gradients", 0) + learns.bytes
+    parts = _resident(shape, learns)
+    for cause, bytes_ in max((plain, chunked), key=lambda one: sum(one.values())).items():
+        parts[cause] += bytes_
+    return parts
+
+
+def _pass(shape: Shape, cut: Cut, *, recomputes: bool = False) -> Pass:
+    chunked = shape.job.compute.loss is LossKernel.CHUNKED
+    chunk = chunk_tokens(shape.model.vocab_size) if chunked else None
+    return Pass(cut.rows, cut.width, cut.tokens, chunk, shape.trained_layers, recomputes)
+
+
+def _evaluated(shape: Shape, longest: int) -> list[Cut]:
+    """Validation rows are as many as the token budget allows, whatever the batch."""
+    width = padded(shape, longest)
+    budget = max(shape.job.micro_batch_tokens or longest * shape.job.batch_rows, width)
+    rows = budget // width if shape.job.evaluation.rows is None else shape.job.evaluation.rows
+    return cut_to(shape, width, max(1, rows), budget)
+
+
+def _resident(shape: Shape, learns: Trained) -> dict[str, int]:
+    """What lies there from the first step to the last."""
+    weights, masters = weight_bytes(shape), learns.bytes
+    if shape.is_full and shape.item_bytes == FLOAT32_BYTES:
+        weights -= min(weights, masters)  # the masters are the model's own
+    copies = 0 if shape.is_full or shape.computed_bytes == FLOAT32_BYTES else masters // 2
+    return _parts(weights=weights, adapters=masters + copies, optimizer=learns.state_bytes)
+
+
+def _parts(**bytes_by_cause: int) -> dict[str, int]:
+    return dict.fromkeys(CAUSES, 0) | bytes_by_cause

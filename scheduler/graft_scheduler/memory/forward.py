@@ -1,0 +1,378 @@
+"""The graph of a model's forward pass, as MLX builds it for mlx-lm's models with the engine's adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from graft_scheduler.memory import operations as op
+from graft_scheduler.anatomy import (
+    Activation,
+    Attention,
+    Block,
+    Experts,
+    Mlp,
+    Norm,
+    Recurrence,
+)
+from graft_scheduler.memory.arrays import Array, Shape, caused
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How the model is computed."""
+
+    itemsize: int
+    """Of the base's activations."""
+    branch: int
+    """Of the adapters."""
+    is_fused: bool
+    """Norms, rotations and attention are single primitives, as on a GPU."""
+    fused_attention_dims: frozenset[int] = frozenset()
+    """Head widths whose attention has a fused gradient."""
+    quantised: bool = False
+    learns_base: bool = False
+    dropout: bool = False
+    dora: bool = False
+    is_packed: bool = False
+
+
+@dataclass
+class Parameters:
+    """What is trained: made when the forward pass first names it."""
+
+    mode: Mode
+    rank: int
+    targets: frozenset[str] | None
+    """Linear layers with adapters, by name; `None` for all."""
+    found: dict[str, Array] = field(default_factory=dict)
+    frozen: dict[str, Array] = field(default_factory=dict)
+    scope: str = ""
+    is_trained: bool = True
+
+    def weight(self, name: str, shape: Shape) -> Array:
+        """A weight of the base."""
+        path = f"{self.scope}{name}"
+        itemsize = self.mode.itemsize
+        if self.mode.learns_base and self.is_trained:
+            return self.found.setdefault(path, op.copy(op.ready(shape, itemsize)))
+        return self.frozen.setdefault(path, op.ready(shape, itemsize))
+
+    def adapter(self, name: str, shape: Shape, itemsize: int | None = None) -> Array:
+        return self.found.setdefault(
+            f"{self.scope}{name}", op.copy(op.ready(shape, itemsize or self.mode.branch))
+        )
+
+    def has_adapter(self, name: str) -> bool:
+        if self.mode.learns_base or not self.is_trained:
+            return False
+        return self.targets is None or name in self.targets
+
+
+def forward_block(block: Block, x: Array, own: Parameters) -> Array:
+    """One layer: mixer and MLP with their norms and residual sums."""
+    hidden = x.shape[-1]
+    if block.is_parallel:
+        read = norm(x, block.norm, "input_norm", own)
+        mixed = mix(block.mixer, read, own)
+        assert block.feed is not None
+        fed = feed(block.feed, read, own)
+        return op.add(op.add(mixed, fed), x)
+    read = norm(x, block.norm, "input_norm", own) if block.is_prenormed else x
+    mixed = mix(block.mixer, read, own)
+    if block.is_sandwiched:
+        mixed = norm(mixed, block.norm, "post_mixer_norm", own)
+    h = op.add(x, mixed)
+    if block.feed is None:
+        return h
+    read = norm(h, block.norm, "feed_norm", own) if block.is_prenormed else h
+    fed = feed(block.feed, read, own)
+    if block.is_sandwiched:
+        fed = norm(fed, block.norm, "post_feed_norm", own)
+    assert fed.shape[-1] == hidden
+    return op.add(h, fed)
+
+
+def mix(mixer: Attention | Recurrence, x: Array, own: Parameters) -> Array:
+    if isinstance(mixer, Recurrence):
+        return _recur(mixer, x, own)
+    rows, length, hidden = x.shape
+    widths = [mixer.query_width, mixer.key_width, mixer.value_width]
+    if mixer.is_fused:
+        (joined,) = linears([("qkv_proj", sum(widths), mixer.has_bias)], x, own)
+        queries, keys, values = op.split(joined, widths)
+    else:
+        names = [("q_proj", widths[0], mixer.has_bias), ("k_proj", widths[1], mixer.has_bias),
+                 ("v_proj", widths[2], mixer.has_bias)]
+        queries, keys, values = linears(names, x, own)
+    queries = _heads(queries, mixer.heads, mixer.head_dim)
+    keys = _heads(keys, mixer.kv_heads, mixer.head_dim)
+    values = _heads(values, mixer.kv_heads, mixer.value_dim)
+    if mixer.has_head_norms:
+        queries = norm(queries, Norm.RMS, "q_norm", own)
+        keys = norm(keys, Norm.RMS, "k_norm", own)
+    queries = _rotate(queries, mixer.rotated, own.mode)
+    keys = _rotate(keys, mixer.rotated, own.mode)
+    attended = _attend(mixer, queries, keys, values, own.mode)
+    flat = op.copied(attended, (rows, length, mixer.output_width))
+    (out,) = linears([("o_proj", hidden, False)], flat, own)
+    return out
+
+
+def _heads(array: Array, heads: int, width: int) -> Array:
+    """(rows, length, heads * width) as (rows, heads, length, width), which lies in another order."""
+    rows, length, _ = array.shape
+    return op.strided(array, (rows, heads, length, width))
+
+
+def _rotate(array: Array, rotated: int, mode: Mode) -> Array:
+    rows, heads, length, width = array.shape
+    if not rotated:
+        return array
+    if mode.is_fused:
+        return op.same(array)
+    half = (rows, heads, length, rotated // 2)
+    table = op.made_of([op.ready((length,), FLOAT32)], (length, rotated // 2), FLOAT32)
+    cos, sin = op.free_unary(table), op.free_unary(table)
+    first, second = op.part(array, half), op.part(array, half)
+    turned = [
+        op.subtract(op.multiply(first, cos), op.multiply(second, sin)),
+        op.add(op.multiply(first, sin), op.multiply(second, cos)),
+    ]
+    if rotated < width:
+        turned.append(op.part(array, (rows, heads, length, width - rotated)))
+    return op.concatenate(turned, array.shape)
+
+
+def _attend(mixer: Attention, queries: Array, keys: Array, values: Array, mode: Mode) -> Array:
+    rows, heads, length, width = queries.shape
+    if mode.is_fused and not mixer.is_plain:
+        return _attend_fused(mixer, queries, keys, values, mode)
+    return _attend_plainly(mixer, queries, keys, values, mode)
+
+
+def _attend_plainly(mixer: Attention, queries: Array, keys: Array, values: Array, mode: Mode) -> Array:
+    rows, heads, length, width = queries.shape
+    groups, kv = heads // mixer.kv_heads, mixer.kv_heads
+    scaled = op.multiply(queries, op.SCALAR)
+    if groups > 1:
+        scaled = op.view(scaled, (rows, kv, groups, length, width))
+        keys = op.view(keys, (rows, kv, 1, length, width))
+        values = op.view(values, (rows, kv, 1, length, mixer.value_dim))
+    turned = op.turned(keys)
+    turned = op.broadcast(turned, (*scaled.shape[:-2], *turned.shape[-2:]))
+    with caused("attention_scores"):
+        weights = _weigh(mixer, op.matmul(scaled, turned), mode)
+    values = op.broadcast(values, (*weights.shape[:-2], *values.shape[-2:]))
+    found = op.matmul(weights, values)
+    return op.view(found, (rows, heads, length, mixer.value_dim))
+
+
+def _weigh(mixer: Attention, scores: Array, mode: Mode) -> Array:
+    """From scores (rows, ..., length, length) to the shares that values are mixed by."""
+    rows, length = scores.shape[0], scores.shape[-1]
+    if mixer.softcap:
+        scores = op.multiply(op.tanh(op.divide(scores, op.SCALAR)), op.SCALAR)
+    if mode.is_packed or (mixer.window is not None and length > mixer.window) or mixer.is_plain:
+        mask = op.ready((rows, 1, length, length) if mode.is_packed else (length, length), 1)
+    else:
+        mask = op.made_of([op.ready((length,), FLOAT32)], (length, length), 1)
+    if len(mask.shape) == 4 and len(scores.shape) == 5:
+        mask = op.view(mask, (rows, 1, 1, length, length))
+    return op.softmax(op.where(mask, scores, op.SCALAR))
+
+
+def _attend_fused(mixer: Attention, queries: Array, keys: Array, values: Array, mode: Mode) -> Array:
+    """One primitive; its gradient is one too where the head's width allows it, else the plain one's."""
+    inputs = [queries, keys, values]
+    rows, heads, length, _ = queries.shape
+    shape = (rows, heads, length, mixer.value_dim)
+    if mixer.head_dim in mode.fused_attention_dims and mixer.head_dim == mixer.value_dim:
+        return op.attention(inputs, shape)
+
+    def plain(given: Sequence[Array]) -> list[Array]:
+        return [_attend_plainly(mixer, given[0], given[1], given[2], mode)]
+
+    return op.with_fallback(inputs, shape, plain)
+
+
+def _recur(mixer: Recurrence, x: Array, own: Parameters) -> Array:
+    rows, length, hidden = x.shape
+    outs = linears([(f"in_proj_{i}", width, False) for i, width in enumerate(mixer.projected)], x, own)
+    joined = op.concatenate(list(outs), (rows, length, sum(mixer.projected)))
+    current = joined
+    for _ in range(round(mixer.kept / 3)):
+        current = op.multiply(op.sigmoid(current), current)
+    inner = op.part(current, (rows, length, min(mixer.inner, current.shape[-1])))
+    if inner.shape[-1] < mixer.inner:
+        inner = op.concatenate([inner, inner], (rows, length, mixer.inner))
+    (out,) = linears([("out_proj", hidden, False)], inner, own)
+    return out
+
+
+def feed(mlp: Mlp | Experts, x: Array, own: Parameters) -> Array:
+    if isinstance(mlp, Experts):
+        return _feed_experts(mlp, x, own)
+    hidden = x.shape[-1]
+    if mlp.activation.is_gated:
+        if mlp.is_fused:
+            (joined,) = linears([("gate_up_proj", 2 * mlp.width, mlp.has_bias)], x, own)
+            gate, up = op.split(joined, [mlp.width, mlp.width])
+        else:
+            names = [("gate_proj", mlp.width, mlp.has_bias), ("up_proj", mlp.width, mlp.has_bias)]
+            gate, up = linears(names, x, own)
+        middle = gated(mlp.activation, gate, up, own.mode)
+    else:
+        (up,) = linears([("up_proj", mlp.width, mlp.has_bias)], x, own)
+        middle = activated(mlp.activation, up)
+    (out,) = linears([("down_proj", hidden, mlp.has_bias)], middle, own)
+    return out
+
+
+def gated(activation: Activation, gate: Array, up: Array, mode: Mode) -> Array:
+    if activation is Activation.SWIGLU and mode.is_fused:
+        return op.frugal_swiglu(gate, up)
+    if activation is Activation.SWIGLU:
+        return op.multiply(op.multiply(gate, op.sigmoid(gate)), up)
+    return op.multiply(activated(Activation.GELU, gate), up)
+
+
+def activated(activation: Activation, x: Array) -> Array:
+    if activation is Activation.GELU:
+        inner = op.multiply(op.SCALAR, op.add(x, op.multiply(op.SCALAR, op.cube(x))))
+        return op.multiply(op.multiply(op.SCALAR, x), op.add(op.SCALAR, op.tanh(inner)))
+    if activation is Activation.RELU2:
+        return op.square(op.relu(x))
+    return op.multiply(x, op.sigmoid(x))
+
+
+def _feed_experts(experts: Experts, x: Array, own: Parameters) -> Array:
+    rows, length, hidden = x.shape
+    tokens, passes = rows * length, experts.per_token
+    mode = own.mode
+    (gates,) = linears([("gate", experts.count, False)], x, own)
+    weights = op.softmax(gates)
+    chosen = op.made_of([op.stop_gradient(weights)], (rows, length, passes), FLOAT32)
+    scores = op.gather([weights, chosen], (rows, length, passes), mode.itemsize)
+    sorted_x = op.gather([x, chosen], (tokens * passes, 1, hidden), mode.itemsize)
+    mlp = experts.mlp
+    up = _expert_linear("experts.up_proj", sorted_x, mlp.width, experts, own)
+    gate = _expert_linear("experts.gate_proj", sorted_x, mlp.width, experts, own)
+    middle = gated(mlp.activation, gate, up, mode)
+    out = _expert_linear("experts.down_proj", middle, hidden, experts, own)
+    unsorted = op.view(
+        op.gather([out, chosen], (tokens * passes, 1, hidden), mode.itemsize), (rows, length, passes, hidden)
+    )
+    weighted = op.multiply(unsorted, op.view(scores, (rows, length, passes, 1)))
+    y = op.view(op.total(weighted, -2), (rows, length, hidden))
+    if experts.shared is None:
+        return y
+    scope, own.scope = own.scope, f"{own.scope}shared_expert."
+    shared = feed(experts.shared, x, own)
+    own.scope = scope
+    return op.add(y, shared)
+
+
+def _expert_linear(name: str, x: Array, outputs: int, experts: Experts, own: Parameters) -> Array:
+    inputs = x.shape[-1]
+    weight = own.weight(name, (experts.count, inputs, outputs))
+    y = op.gathered_matmul(x, weight, outputs, is_quantised=own.mode.quantised)
+    if not own.has_adapter(name):
+        return y
+    a = own.adapter(f"{name}.lora_a", (experts.count, own.rank, inputs))
+    b = own.adapter(f"{name}.lora_b", (experts.count, outputs, own.rank))
+    z = op.gathered_matmul(_to(x, own.mode.branch), op.turned(a), own.rank)
+    z = op.gathered_matmul(z, op.turned(b), outputs)
+    return op.add(y, op.astype(op.multiply(op.SCALAR, z), y.itemsize))
+
+
+def norm(x: Array, kind: Norm, name: str, own: Parameters) -> Array:
+    weight = own.weight(f"{name}.weight", (x.shape[-1],))
+    if own.mode.is_fused:
+        return op.fused_norm(x, weight)
+    whole = op.astype(x, FLOAT32)
+    if kind is Norm.LAYER:
+        whole = op.subtract(whole, op.multiply(op.total(whole, -1), op.SCALAR))
+    mean = op.multiply(op.total(op.square(whole), -1), op.SCALAR)
+    whole = op.multiply(whole, op.rsqrt(op.add(mean, op.SCALAR)))
+    normed = op.multiply(op.astype(whole, x.itemsize), weight)
+    if kind is Norm.LAYER:
+        normed = op.add(normed, own.weight(f"{name}.bias", (x.shape[-1],)))
+    return normed
+
+
+def linears(named: Sequence[tuple[str, int, bool]], x: Array, own: Parameters) -> list[Array]:
+    """Linear layers that read the same array: (name, width, has a bias), with their adapters."""
+    adapted = [name for name, _, _ in named if own.has_adapter(name)]
+    shares = len(adapted) > 1 and not own.mode.dropout and not own.mode.dora
+    projected: dict[str, Array] = {}
+    outs = []
+    for name, width, has_bias in named:
+        y = _base_linear(name, x, width, has_bias, own)
+        if name not in adapted:
+            outs.append(y)
+            continue
+        if shares:
+            if not projected:
+                projected = _project_together(adapted, x, own)
+            z = projected[name]
+        else:
+            z = op.matmul(_to(_dropped(x, own.mode), own.mode.branch), _lora_a(name, x, own))
+        outs.append(_add_branch(name, x, y, z, own))
+    return outs
+
+
+def _project_together(names: Sequence[str], x: Array, own: Parameters) -> dict[str, Array]:
+    parts = [_lora_a(name, x, own) for name in names]
+    joined = op.concatenate(parts, (x.shape[-1], own.rank * len(names)))
+    product = op.matmul(_to(x, own.mode.branch), joined)
+    return dict(zip(names, op.split(product, [own.rank] * len(names)), strict=True))
+
+
+def _lora_a(name: str, x: Array, own: Parameters) -> Array:
+    return own.adapter(f"{name}.lora_a", (x.shape[-1], own.rank))
+
+
+def _dropped(x: Array, mode: Mode) -> Array:
+    if not mode.dropout:
+        return x
+    mask = op.made_of([op.ready((1,), 4)], x.shape, 1)
+    return op.multiply(mask_as(mask, x.itemsize), op.multiply(op.SCALAR, x))
+
+
+def mask_as(mask: Array, itemsize: int) -> Array:
+    return op.astype(mask, itemsize)
+
+
+def _base_linear(name: str, x: Array, width: int, has_bias: bool, own: Parameters) -> Array:
+    weight = own.weight(f"{name}.weight", (width, x.shape[-1]))
+    if own.mode.quantised:
+        y = op.quantised_matmul(x, width)
+    else:
+        y = op.matmul(x, op.turned(weight))
+    if not has_bias:
+        return y
+    bias = own.weight(f"{name}.bias", (width,))
+    return op.add(y, bias)
+
+
+def _add_branch(name: str, x: Array, y: Array, z: Array, own: Parameters) -> Array:
+    width = y.shape[-1]
+    b = own.adapter(f"{name}.lora_b", (own.rank, width))
+    if own.mode.dora:
+        product = op.astype(op.multiply(op.SCALAR, op.matmul(z, b)), y.itemsize)
+        adapted = op.add(y, product)
+        m = own.adapter(f"{name}.m", (width,), FLOAT32)
+        norms = op.made_of([op.stop_gradient(b)], (width,), FLOAT32)
+        return op.multiply(op.astype(op.divide(m, norms), x.itemsize), adapted)
+    scaled = op.multiply(op.SCALAR, b)
+    if z.itemsize != y.itemsize:
+        return op.add(y, op.astype(op.matmul(z, scaled), y.itemsize))
+    return op.addmm(y, z, scaled)
+
+
+def _to(x: Array, itemsize: int) -> Array:
+    return op.astype(x, itemsize)
+

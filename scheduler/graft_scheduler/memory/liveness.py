@@ -1,0 +1,222 @@
+"""In which order MLX evaluates a graph, and the most memory that it holds meanwhile."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graft_scheduler.memory.arrays import Array, Storage
+
+MAX_WIDTH = 20
+"""As many arrays MLX looks at side by side before it follows one of them down (`MLX_BFS_MAX_WIDTH`)."""
+
+
+def order(outputs: Sequence[Array]) -> list[Array]:
+    """What has to be computed for `outputs`, in MLX's order (mlx/transforms.cpp, `eval_impl`):
+    breadth first from the outputs and backwards, an array after all that read it.
+    """
+    goal = Array((), 0, tuple(outputs))
+    uses = _count_uses(goal)
+    tape = [goal]
+    waiting: list[tuple[Array, int]] = []
+    place = 0
+    while uses and (place < len(tape) or waiting):
+        if place >= len(tape):
+            array, start = waiting.pop()
+        else:
+            array, start = tape[place], 0
+            place += 1
+        for number in range(start, len(array.inputs)):
+            one = array.inputs[number]
+            if one.is_ready:
+                continue
+            if len(tape) - place >= MAX_WIDTH:
+                waiting.append((array, number))
+                break
+            left = uses[id(one)] - 1
+            for sibling in one.outputs:
+                uses[id(sibling)] = left
+            if left == 0:
+                for sibling in one.outputs:
+                    del uses[id(sibling)]
+                tape.append(one)
+    return tape[:0:-1]
+
+
+def _count_uses(goal: Array) -> dict[int, int]:
+    uses: dict[int, int] = {}
+    stack = [(goal, 0)]
+    while stack:
+        array, place = stack.pop()
+        if place == len(array.inputs):
+            continue
+        stack.append((array, place + 1))
+        one = array.inputs[place]
+        known = uses.get(id(one))
+        for sibling in one.outputs:
+            uses[id(sibling)] = 1 if known is None else known + 1
+        if known is None and not one.is_ready:
+            stack.append((one, 0))
+    return uses
+
+
+@dataclass(slots=True)
+class Buffer:
+    """Memory that one or more arrays lie in."""
+
+    nbytes: int
+    cause: str = ""
+    arrays: int = 1
+    pending: int = 0
+    """Primitives that were sent off and may not have read it yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """How far MLX sends primitives off before it waits (mlx/transforms.cpp, mlx/backend/*).
+
+    Memory of what was sent off is not free before it was computed.
+    """
+
+    steps_per_task: int
+    """Of a primitive there are one or two on the CPU, and one on a GPU."""
+    bytes_per_task: int | None = None
+    """Read by a task's primitives: from there on it is sent off too."""
+    tasks: int = 10
+    """That may be unfinished when the next primitive is sent off."""
+    steps_per_primitive: int = 1
+    steps_per_view: int = 0
+
+
+class Memory:
+    """Evaluates graphs without numbers, and keeps account of the memory that takes."""
+
+    def __init__(self, queue: Queue, limit_bytes: int | None = None) -> None:
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._live: dict[str, int] = {}
+        self._at_peak: dict[str, int] | None = None
+        self._limit = limit_bytes
+        self._queue = queue
+        self._steps = 0
+        self._bytes = 0
+        self._sent = 0
+        self._done = 0
+        self._holds: deque[tuple[int, list[Buffer]]] = deque()
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What was held when it was most, by cause."""
+        return dict(self._live if self._at_peak is None else self._at_peak)
+
+    def evaluate(self, outputs: Sequence[Array], owned: Sequence[Array] = ()) -> None:
+        """Compute `outputs`, which stay; all that only they were made of goes, and what is `owned` too."""
+        tape = order(outputs)
+        readers: dict[int, int] = {}
+        for array in tape:
+            for one in array.inputs:
+                readers[id(one)] = readers.get(id(one), 0) + 1
+        for one in outputs:
+            readers[id(one)] = readers.get(id(one), 0) + 1
+        buffers = {id(one): self._allocate(one.nbytes, "optimizer") for one in owned}
+        for array in tape:
+            self._compute(array, readers, buffers)
+        self._finish(self._sent + 1)
+        self._sent = self._done = self._steps = self._bytes = 0
+
+    def _compute(self, array: Array, readers: dict[int, int], buffers: dict[int, Buffer]) -> None:
+        for one in array.outputs:
+            buffers[id(one)] = self._place(one, readers, buffers)
+        own = buffers[id(array)]
+        held = []
+        for one in (*array.inputs, *array.outputs[1:]):
+            buffer = buffers.get(id(one))
+            if buffer is not None and buffer is not own:
+                buffer.pending += 1
+                held.append(buffer)
+        if array.temporary_bytes:
+            temporary = self._allocate(array.temporary_bytes, array.cause)
+            temporary.arrays, temporary.pending = 0, 1
+            held.append(temporary)
+        self._holds.append((self._send(array), held))
+        self._throttle()
+        for one in array.outputs:
+            if not readers.get(id(one)):
+                self._leave(buffers.pop(id(one)))
+        for one in array.inputs:
+            readers[id(one)] -= 1
+            if readers[id(one)] == 0 and id(one) in buffers:
+                self._leave(buffers.pop(id(one)))
+
+    def _place(self, array: Array, readers: dict[int, int], buffers: dict[int, Buffer]) -> Buffer:
+        if array.storage is Storage.VIEW:
+            assert array.source is not None
+            buffer = buffers.get(id(array.source))
+            if buffer is None:  # of what lay there before
+                return Buffer(0)
+            buffer.arrays += 1
+            return buffer
+        if array.storage is Storage.REUSE:
+            for one in array.inputs:
+                buffer = buffers.get(id(one))
+                if (
+                    buffer is not None
+                    and buffer.nbytes == array.nbytes
+                    and buffer.arrays == 1
+                    and not one.strided_bytes
+                    and not buffer.pending
+                    and readers[id(one)] == 1
+                ):
+                    buffer.arrays += 1
+                    return buffer
+        return self._allocate(array.nbytes, array.cause)
+
+    def _allocate(self, nbytes: int, cause: str) -> Buffer:
+        self.live_bytes += nbytes
+        self._live[cause] = self._live.get(cause, 0) + nbytes
+        if self.live_bytes > self.peak_bytes:
+            self.peak_bytes = self.live_bytes
+            self._at_peak = None
+        return Buffer(nbytes, cause)
+
+    def _send(self, array: Array) -> int:
+        """Count the primitive to the tasks, which are sent off when they are full; the one it ends in."""
+        queue = self._queue
+        is_view = array.storage is Storage.VIEW
+        self._steps += queue.steps_per_view if is_view else queue.steps_per_primitive
+        if queue.bytes_per_task is not None and not is_view:
+            self._bytes += sum(one.nbytes for one in array.inputs)
+        is_heavy = queue.bytes_per_task is not None and self._bytes > queue.bytes_per_task
+        if self._steps < queue.steps_per_task and not is_heavy:
+            return self._sent
+        self._steps = max(0, self._steps - queue.steps_per_task)
+        self._bytes = 0
+        self._sent += 1
+        return self._sent - (self._steps == 0)
+
+    def _throttle(self) -> None:
+        if self._sent - self._done > self._queue.tasks:
+            self._finish(self._done + 1)
+        while self._limit is not None and self.live_bytes > self._limit and self._sent > self._done:
+            self._finish(self._done + 1)
+
+    def _finish(self, tasks: int) -> None:
+        """So many tasks are computed."""
+        self._done = tasks
+        while self._holds and self._holds[0][0] < tasks:
+            for buffer in self._holds.popleft()[1]:
+                buffer.pending -= 1
+                self._free(buffer)
+
+    def _leave(self, buffer: Buffer) -> None:
+        buffer.arrays -= 1
+        self._free(buffer)
+
+    def _free(self, buffer: Buffer) -> None:
+        if buffer.nbytes and not buffer.arrays and not buffer.pending:
+            if self._at_peak is None and self.live_bytes == self.peak_bytes:
+                self._at_peak = dict(self._live)
+            self.live_bytes -= buffer.nbytes
+            self._live[buffer.cause] -= buffer.nbytes
+            buffer.nbytes = 0

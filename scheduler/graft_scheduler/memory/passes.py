@@ -1,0 +1,197 @@
+"""Graphs of what a job evaluates at once: a micro-batch's gradient, an evaluation's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graft_scheduler.memory import operations as op
+from graft_scheduler.anatomy import Anatomy, Block
+from graft_scheduler.memory.arrays import Array, caused, vjp
+from graft_scheduler.memory.forward import FLOAT32, Parameters, forward_block, norm
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One micro-batch through a model."""
+
+    rows: int
+    width: int
+    learned: int
+    """Tokens with a loss."""
+    chunk: int | None
+    """Tokens whose logits are computed at once; all without."""
+    trained_blocks: int
+    recomputes: bool = False
+
+
+def gradient(anatomy: Anatomy, own: Parameters, one: Pass) -> list[Array]:
+    """The loss of a micro-batch and the gradient of everything that is trained."""
+    hidden = _hidden(anatomy, own, one)
+    with caused("logits"):
+        loss = _loss(anatomy, own, one, hidden, learns=True)
+    primals = list(own.found.values())
+    gradients = vjp([loss], [op.ready((), FLOAT32)], primals)
+    for array in gradients:
+        _name(array, "gradients")
+    return [loss, *gradients]
+
+
+def _name(array: Array, cause: str) -> None:
+    """Say what an output, and the memory that it lies in, is there for."""
+    while array.source is not None:
+        array = array.source
+    array.cause = cause
+
+
+def evaluation(anatomy: Anatomy, own: Parameters, one: Pass) -> list[Array]:
+    """The loss of a micro-batch alone."""
+    hidden = _hidden(anatomy, own, one)
+    with caused("logits"):
+        return [_loss(anatomy, own, one, hidden, learns=False)]
+
+
+def _hidden(anatomy: Anatomy, own: Parameters, one: Pass) -> Array:
+    """The states that the output matrix reads, for every token."""
+    shape = (one.rows, one.width, anatomy.hidden)
+    everything = own.mode.learns_base and one.trained_blocks == len(anatomy.blocks)
+    own.is_trained = everything
+    own.scope = ""
+    table = own.weight("embedding", (anatomy.vocabulary, anatomy.hidden))
+    x = op.gather([table, op.ready(shape[:2], 4)], shape, own.mode.itemsize)
+    if anatomy.scales_embeddings:
+        x = op.multiply(x, op.SCALAR)
+    frozen = len(anatomy.blocks) - one.trained_blocks
+    for number, block in enumerate(anatomy.blocks):
+        own.scope, own.is_trained = f"{number}.", number >= frozen
+        x = _recomputed(block, x, own) if one.recomputes and number >= frozen else forward_block(block, x, own)
+    own.scope, own.is_trained = "", everything
+    return norm(x, anatomy.norm, "final_norm", own)
+
+
+def _recomputed(block: Block, x: Array, own: Parameters) -> Array:
+    """The block as a checkpoint of its input and what it learns."""
+    probe = Parameters(own.mode, own.rank, own.targets, scope=own.scope)
+    forward_block(block, op.ready(x.shape, x.itemsize), probe)  # to know what it learns
+    for name, array in probe.found.items():
+        own.found.setdefault(name, array)
+    names, scope = list(probe.found), own.scope
+
+    def function(given: Sequence[Array]) -> list[Array]:
+        inner = Parameters(own.mode, own.rank, own.targets, dict(zip(names, given[1:], strict=True)), own.frozen,
+                           scope)
+        return [forward_block(block, given[0], inner)]
+
+    return op.checkpoint(function, [x, *(own.found[name] for name in names)])[0]
+
+
+def _loss(anatomy: Anatomy, own: Parameters, one: Pass, hidden: Array, *, learns: bool) -> Array:
+    if one.chunk is None:
+        return _plain_loss(anatomy, own, hidden)
+    flat = op.view(hidden, (one.rows * one.width, anatomy.hidden))
+    chosen = op.gather([flat, op.ready((one.learned,), 4)], (one.learned, anatomy.hidden), hidden.itemsize)
+    sizes = [min(one.chunk, one.learned - place) for place in range(0, one.learned, one.chunk)]
+    if not learns:
+        return _forward_chunks(anatomy, own, chosen, sizes)
+    if own.mode.learns_base and own.is_trained:
+        return _learning_chunks(anatomy, own, chosen, sizes)
+    return _chunks_with_gradient(anatomy, own, chosen, sizes)
+
+
+def _raw_logits(anatomy: Anatomy, own: Parameters, hidden: Array) -> Array:
+    if own.mode.quantised:
+        return op.quantised_matmul(hidden, anatomy.vocabulary)
+    name = "embedding" if anatomy.is_tied else "lm_head.weight"
+    return op.matmul(hidden, op.turned(own.weight(name, (anatomy.vocabulary, anatomy.hidden))))
+
+
+def _logits(anatomy: Anatomy, own: Parameters, hidden: Array) -> Array:
+    logits = op.astype(_raw_logits(anatomy, own, hidden), FLOAT32)
+    if anatomy.softcap:
+        logits = op.multiply(op.tanh(op.divide(logits, op.SCALAR)), op.SCALAR)
+    return logits
+
+
+def _plain_loss(anatomy: Anatomy, own: Parameters, hidden: Array) -> Array:
+    logits = _logits(anatomy, own, hidden)
+    lines = (*logits.shape[:-1], 1)
+    picked = op.gather([logits, op.ready(lines, 4)], lines, FLOAT32)
+    return op.total(op.subtract(op.logsumexp(logits), picked))
+
+
+def _slice(array: Array, size: int) -> Array:
+    return op.part(array, (size, *array.shape[1:]))
+
+
+def _forward_chunks(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Sequence[int]) -> Array:
+    total = op.ready((), FLOAT32)
+    for place, size in enumerate(sizes):
+        part = _slice(hidden, size)
+        if place:
+            part = op.depends([part], [total])[0]
+        logits = _logits(anatomy, own, part)
+        picked = op.gather([logits, op.ready((size, 1), 4)], (size, 1), FLOAT32)
+        total = op.add(total, op.total(op.subtract(op.logsumexp(logits), picked)))
+    return total
+
+
+def _chunks_with_gradient(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Sequence[int]) -> Array:
+    source = op.stop_gradient(hidden)
+    total = op.ready((), FLOAT32)
+    gradients: list[Array] = []
+    for place, size in enumerate(sizes):
+        part = _slice(source, size)
+        if place:
+            part = op.depends([part], [total, gradients[-1]])[0]
+        loss, slope = _chunk(anatomy, own, part)
+        total = op.add(total, loss)
+        gradients.append(slope)
+    joined = op.concatenate(gradients, hidden.shape)
+
+    def backward(given: Sequence[Array], cotangents: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
+        return [op.multiply(op.astype(cotangents[0], outputs[1].itemsize), outputs[1])]
+
+    return op.custom([total, joined], [hidden], backward)[0]
+
+
+def _chunk(anatomy: Anatomy, own: Parameters, hidden: Array) -> tuple[Array, Array]:
+    """As in graft_worker/engine/chunked.py."""
+    size = hidden.shape[0]
+    logits = _logits(anatomy, own, hidden)
+    places = op.ready((size, 1), 4)
+    largest = op.total(logits, -1)
+    powers = op.exp(op.subtract(logits, largest))
+    sums = op.total(powers, -1)
+    picked = op.gather([logits, places], (size, 1), FLOAT32)
+    losses = op.subtract(op.add(op.made_of([sums], (size, 1), FLOAT32), largest), picked)
+    right = op.subtract(op.gather([powers, places], (size, 1), FLOAT32), sums)
+    errors = op.made_of([powers, places, right], powers.shape, FLOAT32)
+    if anatomy.softcap:
+        errors = op.multiply(errors, op.subtract(op.SCALAR, op.square(op.divide(logits, op.SCALAR))))
+    share = op.divide(op.ready((size, 1), FLOAT32), sums)
+    if hidden.itemsize != FLOAT32:
+        errors = op.multiply(errors, share)
+    primal = op.copy(hidden)
+    (slope,) = vjp([_raw_logits(anatomy, own, primal)], [op.astype(errors, hidden.itemsize)], [primal])
+    scaled = op.multiply(slope, op.astype(share, slope.itemsize)) if hidden.itemsize == FLOAT32 else slope
+    return op.total(op.multiply(losses, op.ready((size, 1), FLOAT32))), scaled
+
+
+def _learning_chunks(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Sequence[int]) -> Array:
+    name = "embedding" if anatomy.is_tied else "lm_head.weight"
+    weight = own.weight(name, (anatomy.vocabulary, anatomy.hidden))
+    total = op.ready((), FLOAT32)
+
+    def function(given: Sequence[Array]) -> list[Array]:
+        inner = Parameters(own.mode, own.rank, own.targets, {name: given[1]}, own.frozen)
+        logits = _logits(anatomy, inner, given[0])
+        size = logits.shape[0]
+        picked = op.gather([logits, op.ready((size, 1), 4)], (size, 1), FLOAT32)
+        return [op.total(op.multiply(op.subtract(op.logsumexp(logits), picked), op.ready((size, 1), FLOAT32)))]
+
+    for place, size in enumerate(sizes):
+        part = _slice(hidden, size)
+        if place:
+            part = op.depends([part], [total])[0]
+        total = op.add(total, op.checkpoint(function, [part, weight])[0])
+    return total

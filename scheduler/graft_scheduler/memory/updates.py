@@ -1,0 +1,126 @@
+"""Graphs of an optimizer's step, as MLX's optimizers build them (mlx/optimizers/optimizers.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from graft_scheduler.hyperparameters import OptimizerName
+from graft_scheduler.memory import operations as op
+from graft_scheduler.memory.arrays import Array, Shape
+
+FLOAT32 = 4
+NEWTON_SCHULZ_STEPS = 5
+
+BY_ELEMENT = frozenset({OptimizerName.ADAM, OptimizerName.ADAMW, OptimizerName.SGD, OptimizerName.LION})
+"""They treat every number alike, so that adapters may lie end to end."""
+
+Made = tuple[list[Array], list[Array]]
+"""New arrays, and the old ones that nobody needs afterwards."""
+
+
+def update(name: OptimizerName, shapes: Sequence[Shape]) -> Made:
+    """One step for arrays of these shapes: new parameters and new state; what they take over."""
+    outputs: list[Array] = []
+    owned: list[Array] = []
+    for shape in shapes:
+        made, taken = RULES[name](shape)
+        outputs += made
+        owned += taken
+    return outputs, owned
+
+
+def _inputs(shape: Shape) -> tuple[Array, Array]:
+    """The mean gradient and the parameter."""
+    return op.multiply(op.ready(shape, FLOAT32), op.SCALAR), op.ready(shape, FLOAT32)
+
+
+def _moment(old: Array, gradient: Array) -> Array:
+    return op.add(op.multiply(op.SCALAR, old), op.multiply(op.SCALAR, gradient))
+
+
+def _adam(shape: Shape) -> Made:
+    gradient, parameter = _inputs(shape)
+    old = [op.owned(shape, FLOAT32), op.owned(shape, FLOAT32)]
+    first = _moment(old[0], gradient)
+    second = _moment(old[1], op.square(gradient))
+    bottom = op.add(op.multiply(op.free_unary(second), op.SCALAR), op.SCALAR)
+    step = op.divide(op.multiply(op.SCALAR, first), bottom)
+    return [op.subtract(parameter, step), first, second], old
+
+
+def _adamw(shape: Shape) -> Made:
+    gradient, parameter = _inputs(shape)
+    old = [op.owned(shape, FLOAT32), op.owned(shape, FLOAT32)]
+    first = _moment(old[0], gradient)
+    second = _moment(old[1], op.square(gradient))
+    bottom = op.add(op.multiply(op.free_unary(second), op.SCALAR), op.SCALAR)
+    step = op.divide(op.multiply(op.SCALAR, first), bottom)
+    decayed = op.multiply(parameter, op.SCALAR)
+    return [op.subtract(decayed, step), first, second], old
+
+
+def _lion(shape: Shape) -> Made:
+    gradient, parameter = _inputs(shape)
+    old = op.owned(shape, FLOAT32)
+    between = _moment(old, gradient)
+    kept = _moment(old, gradient)
+    decayed = op.multiply(parameter, op.SCALAR)
+    return [op.subtract(decayed, op.multiply(op.SCALAR, op.unary(between))), kept], [old]
+
+
+def _sgd(shape: Shape) -> Made:
+    gradient, parameter = _inputs(shape)
+    old = op.owned(shape, FLOAT32)
+    kept = op.add(op.multiply(op.SCALAR, old), gradient)
+    return [op.subtract(parameter, op.multiply(op.SCALAR, kept)), kept], [old]
+
+
+def _muon(shape: Shape) -> Made:
+    gradient, parameter = _inputs(shape)
+    old = op.owned(shape, FLOAT32)
+    kept = _moment(old, gradient)
+    step = _moment(kept, gradient)
+    if len(shape) >= 2:
+        step = _orthogonal(step)
+    return [op.subtract(parameter, op.multiply(op.SCALAR, step)), kept], [old]
+
+
+def _orthogonal(matrix: Array) -> Array:
+    x = op.view(matrix, (matrix.shape[0], matrix.nbytes // matrix.itemsize // matrix.shape[0]))
+    if x.shape[0] > x.shape[1]:
+        x = op.turned(x)
+    x = op.divide(x, op.SCALAR)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = op.matmul(x, op.turned(x))
+        mixed = op.add(op.multiply(op.SCALAR, gram), op.multiply(op.SCALAR, op.matmul(gram, gram)))
+        x = op.add(op.multiply(op.SCALAR, x), op.matmul(mixed, x))
+    return op.view(x, matrix.shape)
+
+
+def _adafactor(shape: Shape) -> Made:
+    gradient, parameter = _inputs(shape)
+    squares = op.add(op.square(gradient), op.SCALAR)
+    if len(shape) < 2:
+        old = op.owned(shape, FLOAT32)
+        kept = _moment(old, squares)
+        scaled = op.multiply(op.free_unary(kept), gradient)
+        return [op.subtract(parameter, op.multiply(op.SCALAR, scaled)), kept], [old]
+    rows, columns = (*shape[:-1], 1), (*shape[:-2], 1, shape[-1])
+    old = [op.owned(rows, FLOAT32), op.owned(columns, FLOAT32)]
+    row = _moment(old[0], op.total(squares, -1))
+    column = _moment(old[1], op.total(squares, -2))
+    approximate = op.multiply(op.free_unary(row), op.free_unary(column))
+    scaled = op.multiply(approximate, gradient)
+    norm = op.total(op.square(scaled))
+    scaled = op.multiply(op.divide(scaled, norm), op.SCALAR)
+    return [op.subtract(parameter, scaled), row, column], old
+
+
+RULES: dict[OptimizerName, Callable[[Shape], Made]] = {
+    OptimizerName.ADAM: _adam,
+    OptimizerName.ADAMW: _adamw,
+    OptimizerName.LION: _lion,
+    OptimizerName.SGD: _sgd,
+    OptimizerName.MUON: _muon,
+    OptimizerName.ADAFACTOR: _adafactor,
+}
