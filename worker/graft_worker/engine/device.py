@@ -69,6 +69,11 @@ def active_bytes() -> int:
     return mx.get_active_memory()
 
 
+def cache_bytes() -> int:
+    """Freed buffers that MLX keeps."""
+    return mx.get_cache_memory()
+
+
 def peak_bytes() -> int:
     """The most that MLX's arrays took since `prepared` began."""
     return mx.get_peak_memory()

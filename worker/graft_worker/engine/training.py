@@ -31,6 +31,7 @@ from graft_worker.engine.recompute import recomputed
 from graft_worker.engine.reports import Reporter, Stopped
 from graft_worker.engine.rows import TokenRow, digest
 from graft_worker.engine.saving import Saved, save_adapter
+from graft_worker.engine.shrinking import limited
 from graft_worker.link import JobError, Link
 from graft_worker.tracking.link import TrackedLink, tracked
 
@@ -51,6 +52,7 @@ def train(start: Start, link: Link) -> Done:
     spec = start.spec
     if not isinstance(spec, TrainJob):
         raise JobError(FailureClass.INTERNAL, f"a job of kind {spec.kind} is no training job")
+    spec = limited(spec, start.memory_limit)
     with prepared(start.budget_bytes, start.wired_bytes), tracked(start, link) as tracking:
         try:
             return _train(start, spec, tracking)
@@ -73,6 +75,8 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
     sample = _sample(task.train_rows)
     with token_loss(adapted, loop.parameters, spec.compute.loss, sample) as loss:
         facts = _facts(base, task, dataset, loss)
+        if start.memory_limit is not None:
+            facts["memory_limit"] = start.memory_limit.model_dump(mode="json")
         _announce(loop, loss, facts, reporter)
         evaluator = Evaluator(base.model, loss.evaluation, task.valid_rows, task.cutter.budget)
         stopped = _run(loop, loss, evaluator, reporter)
@@ -81,6 +85,7 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
         if stopped is None and spec.adapter.rank == "auto":
             cut = cut_ranks(task, saved.parameters, loss, evaluator, reporter)
             facts |= {"rank": cut.rank, "kept_ranks": cut.kept, "uncut_loss": cut.full_loss}
+    facts["cut"] = loop.task.cut.model_dump(mode="json")  # it may have been shrunk
     result = _result(loop, saved.loss if cut is None else cut.loss, saved.step, facts)
     if stopped is not None:
         return Done(job=start.job, token=start.token, stopped=stopped, result=result)
@@ -182,6 +187,7 @@ def _facts(base: Base, task: Task, dataset: Dataset, loss: TokenLoss) -> dict[st
         "quantization": base.quantization,
         "loss_kernel": loss.kernel.value,
         "batching": task.cutter.batching.value,
+        "cut": task.cut.model_dump(mode="json"),
         "device": device_name(),
         "versions": versions(),
         "trainable_parameters": adapted.size,
