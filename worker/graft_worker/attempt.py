@@ -51,7 +51,8 @@ LEAVE_SECONDS = 5.0
 """How long a worker that was told to stop waits for a Redis that is away."""
 KILLED_FOR_MEMORY = {signal.SIGKILL, signal.SIGABRT}
 """How a process ends for lack of memory when nobody says so (facts of MLX on Metal and of the system)."""
-
+CRASHED_FOR_MEMORY = {signal.SIGSEGV, signal.SIGBUS}
+"""How it may end where an allocation fails that nobody checks, as on MLX's CPU build; mostly it is a bug."""
 MEMORY_FILE = "memory.json"
 """The runner's memory over its life, in the attempt's folder."""
 
@@ -272,7 +273,7 @@ class Attempt:
                 text = "the runner left at its deadline: this worker had stood still"
                 return self._failed(FailureClass.HOST, text)
             case _:
-                failure, text = _cause_of_death(exit_code)
+                failure, text = _cause_of_death(exit_code, self._watch)
                 return self._failed(failure, text, blames_host=failure is FailureClass.INTERNAL)
 
     def _hand_over(self, done: Done) -> Ending:
@@ -348,13 +349,17 @@ class Attempt:
             return self._record.log
 
 
-def _cause_of_death(exit_code: int) -> tuple[FailureClass, str]:
+def _cause_of_death(exit_code: int, watch: MemoryWatch | None) -> tuple[FailureClass, str]:
+    if exit_code >= 0:
+        text = f"the runner left without a word (exit code {exit_code}); see the log"
+        return FailureClass.INTERNAL, text
+    name = signal.Signals(-exit_code).name
     if -exit_code in KILLED_FOR_MEMORY:
-        name = signal.Signals(-exit_code).name
         return FailureClass.MEMORY, f"the runner was killed ({name}), most likely for lack of memory"
-    if exit_code < 0:
-        return FailureClass.INTERNAL, f"the runner crashed ({signal.Signals(-exit_code).name})"
-    return FailureClass.INTERNAL, f"the runner left without a word (exit code {exit_code}); see the log"
+    why = watch.explain_crash() if watch and -exit_code in CRASHED_FOR_MEMORY else None
+    if why is not None:
+        return FailureClass.MEMORY, f"the runner crashed ({name}), most likely for lack of memory: {why}"
+    return FailureClass.INTERNAL, f"the runner crashed ({name})"
 
 
 def _remove(path: Path) -> None:

@@ -129,6 +129,11 @@ def judge(sample: Sample, history: History, budget: Budget) -> Verdict:
     return Verdict(action, reason if action else "", history)
 
 
+def is_short(history: History) -> bool:
+    """Whether memory was short at the last sample, be it for a moment."""
+    return history.lasting[Grade.SHORT - 1] > 0
+
+
 def _choose(lasting: Grade, sample: Sample, history: History) -> Action:
     if lasting is Grade.CALM or history.is_stopped:
         return Action.OK

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from graft_scheduler.memory import format_bytes
 from graft_scheduler.messages import PhaseChanged, Planned, Progress, RunnerMessage, Shrunk
 from graft_scheduler.records import MemorySample
 from graft_scheduler.recovery import StepCut
 from graft_scheduler.states import Phase
 from graft_worker.footprint import footprint_bytes
-from graft_worker.memory_judge import Action, Budget, History, Sample, judge
+from graft_worker.memory_judge import Action, Budget, History, Sample, is_short, judge
 from graft_worker.memory_timeline import Timeline
 from graft_worker.pressure import Pressure, read_pressure
 
@@ -61,6 +62,7 @@ class MemoryWatch:
         self._pause_seconds = pause_seconds
         self._began = time.monotonic()
         self._history = History()
+        self._newest: Sample | None = None
         self._timeline = Timeline()
         self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
         self._ended = threading.Event()
@@ -104,6 +106,13 @@ class MemoryWatch:
             found.append(self._notes.get())
         return found
 
+    def explain_crash(self) -> str | None:
+        """Why a crash was most likely for lack of memory; nothing when it was not short."""
+        limit = self._newest.pressure.address_limit_bytes if self._newest else None
+        if limit is not None:
+            return f"its address space was limited to {format_bytes(limit)}"
+        return "memory was short" if is_short(self._history) else None
+
     @property
     def timeline(self) -> tuple[MemorySample, ...]:
         """The runner's memory so far."""
@@ -138,6 +147,7 @@ class MemoryWatch:
         return Sample(seconds, footprint, self._read_machine(self._pid), device)
 
     def _act(self, sample: Sample) -> None:
+        self._newest = sample
         verdict = judge(sample, self._history, self._budget)
         self._history = verdict.history
         if verdict.action is Action.OK:

@@ -6,6 +6,7 @@ The parsers are pure; the readers take the roots of the system's own file system
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,8 @@ class Pressure:
     stalled_percent: float = 0.0
     """Of the last ten seconds, in which nothing ran because all waited for memory."""
     cgroup: Cgroup | None = None
+    address_limit_bytes: int | None = None
+    """Of the process alone: what is mapped beyond it fails, and few programs bear that well."""
 
 
 def read_pressure(pid: int) -> Pressure:
@@ -81,6 +84,7 @@ def read_linux(pid: int, proc: Path, cgroups: Path) -> Pressure:
         swap_used_bytes=memory.get("SwapTotal", 0) - memory.get("SwapFree", 0),
         stalled_percent=stalled,
         cgroup=read_cgroup(pid, proc, cgroups),
+        address_limit_bytes=read_address_limit(pid),
     )
 
 
@@ -98,6 +102,17 @@ def read_cgroup(pid: int, proc: Path = PROC, cgroups: Path = CGROUPS) -> Cgroup 
         if (one := _read_one(folder, version)) is not None
     ]
     return min(found, key=lambda one: one.left_bytes, default=None)
+
+
+def read_address_limit(pid: int) -> int | None:
+    """What process `pid` may map at most; nothing where that has no limit."""
+    if sys.platform != "linux":
+        return None
+    try:
+        found = [resource.prlimit(pid, kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    except OSError:  # it has ended
+        return None
+    return min((one for one in found if one != resource.RLIM_INFINITY), default=None)
 
 
 def read_sysctl(names: Sequence[str]) -> dict[str, str]:

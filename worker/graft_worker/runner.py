@@ -39,6 +39,8 @@ from graft_worker.link import JobError, Link
 DONE_MARKER = "DONE"
 """Holds the `Done` message: an attempt's folder with it needs no more work, only to be handed over."""
 WATCH_SECONDS = 0.1
+STARVED_WORDS = ("cannot allocate memory", "failed to map segment", "can't start new thread")
+"""From what Python and the loader say when there is no memory for a library or a thread."""
 
 Handler = Callable[[Start, Link], Done]
 
@@ -132,7 +134,9 @@ def run(start: Start, link: Link) -> Done | Failed:
         return _failed(start, FailureClass.HOST, f"the host's disk or system failed: {error}")
     except Exception as error:  # the runner's one boundary: everything becomes a message
         traceback.print_exc()
-        return _failed(start, FailureClass.INTERNAL, f"{type(error).__name__}: {error}")
+        is_starved = any(word in str(error).lower() for word in STARVED_WORDS)
+        failure = FailureClass.MEMORY if is_starved else FailureClass.INTERNAL
+        return _failed(start, failure, f"{type(error).__name__}: {error}")
 
 
 def choose_handler(start: Start) -> Handler:
