@@ -89,19 +89,23 @@ def read_linux(pid: int, proc: Path, cgroups: Path) -> Pressure:
 
 
 def read_cgroup(pid: int, proc: Path = PROC, cgroups: Path = CGROUPS) -> Cgroup | None:
-    """The tightest limit on the process; nothing where there is none, or no cgroups."""
+    """The limit on the process that has the least left; nothing where there is none, or no cgroups."""
+    return min(read_cgroups(pid, proc, cgroups), key=lambda one: one.left_bytes, default=None)
+
+
+def read_cgroups(pid: int, proc: Path = PROC, cgroups: Path = CGROUPS) -> list[Cgroup]:
+    """Every limit on the process: of its cgroup, and of those around it."""
     try:
         paths = parse_cgroup_paths((proc / str(pid) / "cgroup").read_text())
     except OSError:
-        return None
+        return []
     mounts = {1: cgroups / "memory", 2: cgroups}
-    found = [
+    return [
         one
         for version, path in paths.items()
         for folder in _folders(mounts[version], path)
         if (one := _read_one(folder, version)) is not None
     ]
-    return min(found, key=lambda one: one.left_bytes, default=None)
 
 
 def read_address_limit(pid: int) -> int | None:
