@@ -170,6 +170,14 @@ def test_a_runner_that_is_killed_in_mid_step_goes_on_with_half_the_cut(
     )
 
 
+def test_a_registered_host_tells_its_chip_and_what_others_leave_it(bench: Bench) -> None:
+    (host,) = bench.client.hosts()
+
+    assert host.info.chip
+    assert host.info.available_bytes is not None
+    assert 0 < host.info.available_bytes <= host.info.budget_bytes
+
+
 def test_a_finished_job_keeps_what_its_runner_took_of_memory(bench: Bench) -> None:
     record = bench.undisturbed
     file = bench.fleet.attempt_dir("one", record.id, record.token) / "memory.json"

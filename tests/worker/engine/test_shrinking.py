@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,12 +11,15 @@ from hypothesis import strategies as st
 
 from graft_scheduler.hyperparameters import Batching
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.messages import Done, Log, Planned, Progress, RunnerMessage, Shrunk, Start
-from graft_scheduler.recovery import MemoryLimit, StepCut
+from graft_scheduler.messages import Checkpoint, Done, Log, Planned, Progress, RunnerMessage, Shrunk, Start
+from graft_scheduler.recovery import MemoryLimit, StepCut, smaller
+from graft_scheduler.states import FailureClass
 from graft_worker.engine.batches import plan_order
 from graft_worker.engine.cutting import Budget, plan_cutter
+from graft_worker.engine.gradients import GradientOfSum, StepGradient
 from graft_worker.engine.shrinking import limited, shrunk, step_cut
 from graft_worker.engine.training import train
+from graft_worker.link import JobError
 from tests.worker.engine.test_cutting import make_rows
 from tests.worker.engine.tiny import RecordingLink
 
@@ -56,19 +60,19 @@ def test_shrinking_halves_what_is_computed_at_once_until_rows_are_alone(
     longest = budget.padded(max(widths))
 
     shrinks = 0
-    while (smaller := shrunk(cutter, order)) is not None:
+    while (half := shrunk(cutter, order)) is not None:
         before = step_cut(cutter, order, checkpointing=False).tokens
-        cut = step_cut(smaller, order, checkpointing=False)
+        cut = step_cut(half, order, checkpointing=False)
         assert cut.tokens <= max(longest, before // 2)
         computed = [
             row
             for step in range(order.steps)
-            for one in smaller.cut(order.at(step))
+            for one in half.cut(order.at(step))
             for line in one.lines
             for row in line
         ]
         assert sorted(computed) == list(range(len(widths)))
-        cutter, shrinks = smaller, shrinks + 1
+        cutter, shrinks = half, shrinks + 1
         assert shrinks < 20
 
     assert step_cut(cutter, order, checkpointing=False).tokens == longest
@@ -131,3 +135,30 @@ def test_progress_tells_what_mlx_keeps_in_freed_buffers(make_job: MakeJob, make_
     train(make_start(make_job(steps=3)), link)
 
     assert all(one.cache_bytes is not None and one.cache_bytes >= 0 for one in link.of(Progress))
+
+
+def test_nothing_of_a_step_that_ran_out_of_memory_is_kept_and_the_next_attempt_ends_alike(
+    make_job: MakeJob, make_start: MakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(steps=5, batch_size=8, checkpoint={"every": 1})
+    undisturbed = train(make_start(job, "a"), RecordingLink())
+    of_step, steps = GradientOfSum.of_step, iter(range(1, 100))
+
+    def fails_in_step_three(self: GradientOfSum, *arguments: Any) -> StepGradient:
+        if next(steps) == 3:
+            raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008)")
+        return of_step(self, *arguments)
+
+    link = RecordingLink()
+    with monkeypatch.context() as patch:
+        patch.setattr(GradientOfSum, "of_step", fails_in_step_three)
+        with pytest.raises(JobError) as error:
+            train(make_start(job, "b"), link)
+    *_, newest = link.of(Checkpoint)
+    cut = StepCut.model_validate(link.of(Planned)[0].facts["cut"])
+    start = make_start(job, "c", resume_dir=newest.path, memory_limit=smaller(MemoryLimit(), cut))
+    done = train(start, RecordingLink())
+
+    assert error.value.failure is FailureClass.MEMORY
+    assert [checkpoint.step for checkpoint in link.of(Checkpoint)] == [1, 2]
+    assert final_loss(done) == pytest.approx(final_loss(undisturbed), abs=1e-5)
