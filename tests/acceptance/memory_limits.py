@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -72,6 +73,7 @@ def limit_address_space(size: int) -> Callable[[int], None]:
     """Allocations beyond `size` fail."""
 
     def limit(pid: int) -> None:
+        assert sys.platform == "linux"
         with suppress(ProcessLookupError):
             resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
 

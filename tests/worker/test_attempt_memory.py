@@ -66,7 +66,7 @@ def test_a_job_is_stopped_at_a_checkpoint_before_its_machine_is_hurt(
     worker: Worker, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_need = partial(
-        MemoryWatch, read_footprint=lambda pid: 8 * GIB, read_machine=lambda pid: NEED, pause_seconds=0.1
+        MemoryWatch, read_footprint=lambda: 8 * GIB, read_machine=lambda pid: NEED, pause_seconds=0.1
     )
     monkeypatch.setattr(attempt, "MemoryWatch", in_need)
 

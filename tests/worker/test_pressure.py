@@ -129,7 +129,7 @@ def test_a_kernel_that_does_not_tell_of_waiting_is_taken_to_have_none(proc: Path
 
 def test_the_tightest_cgroup_around_a_process_counts_without_cached_files(proc: Path, tmp_path: Path) -> None:
     memory = tmp_path / "cgroups" / "memory"
-    stat = f"cache 5\ninactive_file 3\ntotal_inactive_file {GIB}"
+    stat = f"cache 5\ninactive_file 3\ntotal_inactive_file {GIB // 2}\ntotal_active_file {GIB // 2}"
     write(memory, memory__limit_in_bytes=UNLIMITED, memory__usage_in_bytes=str(9 * GIB), memory__stat=stat)
     write(
         memory / "jobs",

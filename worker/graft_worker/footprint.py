@@ -12,6 +12,8 @@ import psutil
 
 from graft_scheduler.runner_process import RUNNER_MODULE
 
+LOOK_EVERY = 5
+"""Readings from one look for processes below to the next."""
 RUSAGE_INFO_V0 = 0
 RUSAGE_BYTES = 96
 """Of `rusage_info_v0`: an id of 16 bytes and ten numbers of 8, in <sys/resource.h> of macOS."""
@@ -19,14 +21,25 @@ FOOTPRINT_OFFSET = 72
 """Of `ri_phys_footprint`: memory, compressed and GPU memory too; what Activity Monitor shows."""
 
 
-def footprint_bytes(pid: int) -> int | None:
-    """What process `pid` and all below it hold; nothing when it has ended."""
-    try:
-        process = psutil.Process(pid)
-        own = _one(process)
-        return own + _together(process.children(recursive=True))
-    except psutil.NoSuchProcess:
-        return None
+class Footprint:
+    """Of one process and all below it. Looking for those takes a while, so it is not done each time."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._process: psutil.Process | None = None
+        self._below: list[psutil.Process] = []
+        self._looks = 0
+
+    def read(self) -> int | None:
+        """What they hold now; nothing when the process has ended."""
+        try:
+            self._process = self._process or psutil.Process(self._pid)
+            if self._looks % LOOK_EVERY == 0:
+                self._below = self._process.children(recursive=True)
+            self._looks += 1
+            return _one(self._process) + _together(self._below)
+        except psutil.NoSuchProcess:
+            return None
 
 
 def runners_bytes() -> int:

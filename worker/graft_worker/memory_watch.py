@@ -17,7 +17,7 @@ from graft_scheduler.messages import PhaseChanged, Planned, Progress, RunnerMess
 from graft_scheduler.records import MemorySample
 from graft_scheduler.recovery import StepCut
 from graft_scheduler.states import Phase
-from graft_worker.footprint import footprint_bytes
+from graft_worker.footprint import Footprint
 from graft_worker.memory_judge import Action, Budget, History, Sample, is_short, judge
 from graft_worker.memory_timeline import Timeline
 from graft_worker.pressure import Pressure, read_pressure
@@ -53,12 +53,13 @@ class MemoryWatch:
         budget: Budget,
         orders: Orders,
         *,
-        read_footprint: Callable[[int], int | None] = footprint_bytes,
+        read_footprint: Callable[[], int | None] | None = None,
         read_machine: Callable[[int], Pressure] = read_pressure,
         pause_seconds: float = SAMPLE_SECONDS,
     ) -> None:
         self._pid, self._budget, self._orders = pid, budget, orders
-        self._read_footprint, self._read_machine = read_footprint, read_machine
+        self._read_footprint = read_footprint or Footprint(pid).read
+        self._read_machine = read_machine
         self._pause_seconds = pause_seconds
         self._began = time.monotonic()
         self._history = History()
@@ -129,7 +130,7 @@ class MemoryWatch:
 
     def _sample(self) -> Sample | None:
         """What there is now; nothing when the runner has ended."""
-        footprint = self._read_footprint(self._pid)
+        footprint = self._read_footprint()
         if footprint is None:
             return None
         seconds = time.monotonic() - self._began

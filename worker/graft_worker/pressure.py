@@ -183,10 +183,13 @@ def parse_cgroup_paths(text: str) -> dict[int, str]:
     return paths
 
 
-def parse_inactive_file(text: str) -> int:
-    """Bytes of files that are cached and unused, of `memory.stat`, with those of cgroups below."""
-    values = dict(line.split()[:2] for line in text.splitlines() if len(line.split()) == 2)
-    return int(values.get("total_inactive_file", values.get("inactive_file", 0)))
+def parse_cached_files(text: str) -> int:
+    """Bytes of files that are only cached, of `memory.stat`, with those of cgroups below.
+
+    All of them can be dropped when memory is needed, those in use too: weights that were read once.
+    """
+    values = {words[0]: int(words[1]) for line in text.splitlines() if len(words := line.split()) == 2}
+    return sum(values.get(f"total_{name}", values.get(name, 0)) for name in ("inactive_file", "active_file"))
 
 
 def _read_darwin(said: dict[str, str]) -> Pressure:
@@ -216,7 +219,7 @@ def _read_one(folder: Path, version: int) -> Cgroup | None:
     )
     try:
         limit, used = (int(_text(folder / name)) for name in names)
-        cached = parse_inactive_file(_text(folder / "memory.stat"))
+        cached = parse_cached_files(_text(folder / "memory.stat"))
     except (OSError, ValueError):  # the root has no limit, and `max` is none
         return None
     return Cgroup(limit, max(0, used - cached)) if limit < UNLIMITED_BYTES else None
