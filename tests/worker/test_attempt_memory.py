@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from redis import Redis
 
@@ -17,7 +20,7 @@ from graft_scheduler import keys
 from graft_scheduler.jobs import CountJob
 from graft_scheduler.records import HostInfo, JobRecord
 from graft_scheduler.settings import load_settings
-from graft_scheduler.states import HostId, JobId, JobState, Token
+from graft_scheduler.states import FailureClass, HostId, JobId, JobState, Token
 from graft_scheduler.store import open_store
 from graft_scheduler.transitions import Transitions
 from graft_worker import attempt
@@ -26,7 +29,9 @@ from graft_worker.host import open_folder
 from graft_worker.memory_watch import MemoryWatch
 from graft_worker.pressure import Pressure
 from graft_worker.supervisor import supervise
+from tests.acceptance.memory_limits import limit_address_space
 from tests.scheduler.test_transitions import host_info
+from tests.services import eventually, is_runner
 
 pytestmark = pytest.mark.processes
 
@@ -103,3 +108,29 @@ def test_a_job_that_was_not_short_of_memory_learns_nothing(
     assert (record.state, record.memory_failures, record.memory_limit) == (JobState.QUEUED, 0, None)
     assert record.memory
     assert events(redis, "memory") == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address spaces are limited as Linux does it")
+@pytest.mark.parametrize("is_limited", [True, False])
+def test_a_crash_counts_as_memory_only_where_the_runner_was_limited(
+    worker: Worker, redis: Redis, is_limited: bool
+) -> None:
+    token = assign(worker)
+
+    def crash() -> None:
+        runner = eventually(lambda: [one for one in psutil.Process().children() if is_runner(one)])[0]
+        if is_limited:
+            limit_address_space(64 * GIB)(runner.pid)
+        watched = worker.folder.attempt_dir(JOB, token) / "steps.log"
+        eventually(lambda: watched.exists() and len(watched.read_text().splitlines()) > 150)
+        runner.send_signal(signal.SIGSEGV)
+
+    crashing = threading.Thread(target=crash)
+    crashing.start()
+    ended = supervise(worker, JOB, token)
+    crashing.join()
+
+    assert ended is not None
+    assert ended.ending.failure is not None
+    assert ended.ending.failure.failure is (FailureClass.MEMORY if is_limited else FailureClass.INTERNAL)
+    assert ("limited to 64 GB" in ended.ending.failure.text) is is_limited

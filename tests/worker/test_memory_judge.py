@@ -88,6 +88,12 @@ def test_a_shrink_that_helps_is_the_end_of_it() -> None:
     assert acted(run([*[NEED] * (LASTING_SAMPLES + 2), *[CALM] * 100])) == [Action.SHRINK]
 
 
+def test_a_new_need_after_a_calm_time_is_answered_by_a_shrink_first() -> None:
+    need, calm = [NEED] * (LASTING_SAMPLES + 2), [CALM] * 60
+
+    assert acted(run([*need, *calm, *need, *calm])) == [Action.SHRINK] * 2
+
+
 def test_memory_that_is_short_is_answered_by_shrinking_and_never_by_a_stop() -> None:
     actions = acted(run([SHORT] * 300))
 

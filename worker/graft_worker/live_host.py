@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from graft_scheduler.errors import InvalidInput
 from graft_scheduler.memory import Backend
 from graft_scheduler.records import HostInfo
 from graft_scheduler.settings import Settings
@@ -88,8 +87,8 @@ class LiveHost:
         """The host; what cannot be read is as it was `before`."""
         try:
             return self._read(before)
-        except (OSError, InvalidInput, KeyError, ValueError) as error:
-            logger.warning("the host is told as it was: %s", error)
+        except Exception as error:  # a host that cannot be read is still alive, and has to say so
+            logger.warning("the host is told as it was: %s: %s", type(error).__name__, error)
             return before
 
     def _read(self, before: HostInfo) -> HostInfo:

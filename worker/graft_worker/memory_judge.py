@@ -139,19 +139,18 @@ def _choose(lasting: Grade, sample: Sample, history: History) -> Action:
         return Action.OK
     since = sample.seconds - history.shrunk_at
     if lasting >= Grade.SHORT and _is_to_blame(sample):
-        may_shrink = history.shrinks < FUTILE_SHRINKS
-        if lasting is Grade.NEED and (not may_shrink or PATIENCE_SECONDS <= since < float("inf")):
-            return Action.STOP
-        if may_shrink and since >= SHRINK_PAUSE_SECONDS:
+        if history.shrinks < FUTILE_SHRINKS and since >= SHRINK_PAUSE_SECONDS:
             return Action.SHRINK
+        if lasting is Grade.NEED and since >= PATIENCE_SECONDS:
+            return Action.STOP
     return Action.WARN if lasting > history.answered else Action.OK
 
 
 def _remember(history: History, grade: Grade) -> History:
     tight, short, need = (count + 1 if grade > place else 0 for place, count in enumerate(history.lasting))
     calm = 0 if grade else history.calm + 1
-    answered = Grade.CALM if calm >= CALM_SAMPLES else history.answered
-    return replace(history, lasting=(tight, short, need), calm=calm, answered=answered)
+    history = replace(history, lasting=(tight, short, need), calm=calm)
+    return replace(history, answered=Grade.CALM) if calm >= CALM_SAMPLES else history
 
 
 def _worst(sample: Sample, history: History, budget: Budget) -> tuple[Grade, str]:
@@ -181,7 +180,7 @@ def _signs(sample: Sample, history: History, budget: Budget) -> Iterator[tuple[G
 
 
 def _of_system(pressure: Pressure) -> Grade:
-    """MacOS warns long before it is in need."""
+    """The system of a Mac warns long before it is in need."""
     match pressure.level:
         case Level.NORMAL:
             return Grade.CALM
