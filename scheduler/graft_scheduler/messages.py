@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from graft_scheduler.jobs import CountJob, TrainJob
-from graft_scheduler.recovery import MemoryLimit, StepCut
+from graft_scheduler.recovery import CutReport, MemoryLimit
 from graft_scheduler.states import FailureClass, JobId, Phase, StopReason, Token
 
 
@@ -101,7 +101,7 @@ class Planned(Message):
     train_rows: int
     valid_rows: int
     facts: dict[str, Any] = Field(default_factory=dict)
-    """`cut` among them, as `recovery.StepCut`."""
+    """`cut` among them, as `recovery.CutReport`."""
 
 
 class PhaseChanged(Message):
@@ -157,7 +157,7 @@ class Shrunk(Message):
 
     type: Literal["shrunk"] = "shrunk"
     step: int
-    cut: StepCut
+    cut: CutReport
 
 
 class Log(Message):

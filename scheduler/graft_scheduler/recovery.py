@@ -16,7 +16,7 @@ from graft_scheduler.memory import format_bytes
 from graft_scheduler.states import MAX_OUT_OF_MEMORY, HostId
 
 
-class StepCut(BaseModel):
+class CutReport(BaseModel):
     """How the engine cuts a step, and the largest micro-batch that comes of it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -63,7 +63,7 @@ class Recovery:
     is_retried: bool = True
 
 
-def learn(limit: MemoryLimit | None, cut: StepCut | None, host: HostId, host_bytes: int) -> MemoryLimit:
+def learn(limit: MemoryLimit | None, cut: CutReport | None, host: HostId, host_bytes: int) -> MemoryLimit:
     """The limit after memory ran out on a host with this budget, computing `cut` if it came so far."""
     before = limit or MemoryLimit()
     is_larger = host_bytes > before.host_bytes
@@ -75,7 +75,7 @@ def learn(limit: MemoryLimit | None, cut: StepCut | None, host: HostId, host_byt
     return (before if cut is None else smaller(before, cut)).model_copy(update=counted)
 
 
-def smaller(limit: MemoryLimit, cut: StepCut) -> MemoryLimit:
+def smaller(limit: MemoryLimit, cut: CutReport) -> MemoryLimit:
     """Half of what was computed at once; below single rows, activations are computed again."""
     if cut.is_smallest:
         tokens, checkpointing = cut.tokens, True
@@ -89,7 +89,7 @@ def smaller(limit: MemoryLimit, cut: StepCut) -> MemoryLimit:
     )
 
 
-def keep(limit: MemoryLimit | None, cut: StepCut) -> MemoryLimit:
+def keep(limit: MemoryLimit | None, cut: CutReport) -> MemoryLimit:
     """The limit of a job that was shrunk to `cut` and did not fail of it."""
     before = limit or MemoryLimit()
     tokens = min(cut.micro_batch_tokens, before.micro_batch_tokens or cut.micro_batch_tokens)

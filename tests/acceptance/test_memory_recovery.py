@@ -18,7 +18,7 @@ from graft_scheduler.client import Client
 from graft_scheduler.jobs import CountJob, TrainJob
 from graft_scheduler.messages import Done, Shrink, Shrunk, Start
 from graft_scheduler.records import JobRecord
-from graft_scheduler.recovery import StepCut
+from graft_scheduler.recovery import CutReport
 from graft_scheduler.runner_process import RunnerProcess
 from graft_scheduler.states import JobId, JobState, Token
 from tests.acceptance.memory_limits import (
@@ -91,6 +91,7 @@ def make_job(folder: Path) -> TrainJob:
             "model": str(base),
             "data": str(write_rows(folder / "rows.jsonl", rows)),
             "batch_size": 8,
+            "micro_batch_tokens": 8 * ROW_TOKENS,
             "steps": 3,
             "adapter": {"rank": 4},
             "compute": {"loss": "plain"},
@@ -107,9 +108,9 @@ def final_loss(record: JobRecord) -> float:
     return record.result.final_loss
 
 
-def cut_of(record: JobRecord) -> StepCut:
+def cut_of(record: JobRecord) -> CutReport:
     assert record.result is not None
-    return StepCut.model_validate(record.result.facts["cut"])
+    return CutReport.model_validate(record.result.facts["cut"])
 
 
 def between(small: int, large: int) -> int:

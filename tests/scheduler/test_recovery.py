@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from graft_scheduler.hyperparameters import Method
 from graft_scheduler.jobs import CountJob, TrainJob
-from graft_scheduler.recovery import MemoryLimit, StepCut, keep, learn, recover, what_would_fit
+from graft_scheduler.recovery import CutReport, MemoryLimit, keep, learn, recover, what_would_fit
 from graft_scheduler.states import HostId
 
 GIB = 1 << 30
 MINI, STUDIO = HostId("mini"), HostId("studio")
 CUTS = st.builds(
-    StepCut,
+    CutReport,
     micro_batch_tokens=st.integers(1, 100_000),
     gradient_checkpointing=st.booleans(),
     rows=st.integers(1, 64),
@@ -24,9 +24,9 @@ CUTS = st.builds(
 )
 
 
-def cut(rows: int, width: int = 512, **changes: bool) -> StepCut:
+def cut(rows: int, width: int = 512, **changes: bool) -> CutReport:
     settings = {"gradient_checkpointing": False, "is_smallest": rows == 1, **changes}
-    return StepCut(micro_batch_tokens=4096, rows=rows, width=width, **settings)
+    return CutReport(micro_batch_tokens=4096, rows=rows, width=width, **settings)
 
 
 def test_half_of_what_was_computed_at_once_is_tried_next() -> None:
@@ -45,7 +45,7 @@ def test_activations_are_computed_again_once_rows_are_alone() -> None:
 
 
 @given(cuts=st.lists(CUTS | st.none(), min_size=1, max_size=6))
-def test_a_limit_only_ever_gets_tighter(cuts: list[StepCut | None]) -> None:
+def test_a_limit_only_ever_gets_tighter(cuts: list[CutReport | None]) -> None:
     limit = None
     for one in cuts:
         before, limit = limit, learn(limit, one, MINI, 16 * GIB)

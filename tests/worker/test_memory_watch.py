@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from graft_scheduler.messages import PhaseChanged, Planned, Progress, Shrunk
 from graft_scheduler.records import MemorySample
-from graft_scheduler.recovery import StepCut
+from graft_scheduler.recovery import CutReport
 from graft_scheduler.states import JobId, Phase, Token
 from graft_worker.footprint import FOOTPRINT_OFFSET, LOOK_EVERY, RUSAGE_BYTES, Footprint, parse_rusage
 from graft_worker.memory_judge import Action, Budget
@@ -98,8 +98,8 @@ def test_the_timeline_tells_phase_and_what_mlx_says_beside_the_footprint() -> No
 
 
 def test_the_newest_cut_is_known_whoever_made_it() -> None:
-    first = StepCut(micro_batch_tokens=4096, gradient_checkpointing=False, rows=8, width=512)
-    halved = StepCut(micro_batch_tokens=2048, gradient_checkpointing=False, rows=4, width=512)
+    first = CutReport(micro_batch_tokens=4096, gradient_checkpointing=False, rows=8, width=512)
+    halved = CutReport(micro_batch_tokens=2048, gradient_checkpointing=False, rows=4, width=512)
     planned = Planned(job=JOB, token=TOKEN, first_step=0, steps=2, train_rows=1, valid_rows=1)
     watch = Machine().watch()
 

@@ -10,7 +10,7 @@ import pytest
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.placement import HostRoom
 from graft_scheduler.records import HostInfo, JobRecord
-from graft_scheduler.recovery import MemoryLimit, StepCut
+from graft_scheduler.recovery import CutReport, MemoryLimit
 from graft_scheduler.states import HostId
 from graft_worker.out_of_memory import decide, has_larger
 from tests.scheduler.test_transitions import host_info
@@ -18,7 +18,7 @@ from tests.worker.test_admission import record
 
 GIB = 1 << 30
 HERE: HostInfo = host_info(gib=4)
-CUT = StepCut(micro_batch_tokens=4096, gradient_checkpointing=False, rows=8, width=512)
+CUT = CutReport(micro_batch_tokens=4096, gradient_checkpointing=False, rows=8, width=512)
 TRAIN = TrainJob.model_validate({"model": "org/name", "data": "rows.jsonl"})
 
 

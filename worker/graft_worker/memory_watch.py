@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from graft_scheduler.memory import format_bytes
 from graft_scheduler.messages import PhaseChanged, Planned, Progress, RunnerMessage, Shrunk
 from graft_scheduler.records import MemorySample
-from graft_scheduler.recovery import StepCut
+from graft_scheduler.recovery import CutReport
 from graft_scheduler.states import Phase
 from graft_worker.footprint import Footprint
 from graft_worker.memory_judge import Action, Budget, History, Sample, is_short, judge
@@ -70,7 +70,7 @@ class MemoryWatch:
         self._phase = Phase.PREPARING
         self._active_bytes: int | None = None
         self._cache_bytes: int | None = None
-        self.cut: StepCut | None = None
+        self.cut: CutReport | None = None
         """How the runner cuts its steps now; nothing before it has said so."""
         self.is_shrunk = False
         """It computes less at once than it planned."""
@@ -94,7 +94,7 @@ class MemoryWatch:
             case Progress():
                 self._active_bytes, self._cache_bytes = message.memory_bytes, message.cache_bytes
             case Planned(facts=facts) if "cut" in facts:
-                self.cut = StepCut.model_validate(facts["cut"])
+                self.cut = CutReport.model_validate(facts["cut"])
             case Shrunk(cut=cut):
                 self.cut, self.is_shrunk = cut, True
             case _:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.placement import HostRoom
 from graft_scheduler.records import HostInfo, JobRecord
-from graft_scheduler.recovery import Recovery, StepCut, learn, recover, what_would_fit
+from graft_scheduler.recovery import CutReport, Recovery, learn, recover, what_would_fit
 from graft_scheduler.states import MAX_OUT_OF_MEMORY
 
 Hosts = Callable[[], Sequence[HostRoom] | None]
@@ -15,7 +15,7 @@ Hosts = Callable[[], Sequence[HostRoom] | None]
 
 
 def decide(
-    info: HostInfo, record: JobRecord, cut: StepCut | None, text: str, hosts: Hosts
+    info: HostInfo, record: JobRecord, cut: CutReport | None, text: str, hosts: Hosts
 ) -> tuple[Recovery, str]:
     """What follows, and the failure's text with advice where nothing does.
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from graft_scheduler.hyperparameters import Batching
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.messages import Checkpoint, Done, Log, Planned, Progress, RunnerMessage, Shrunk, Start
-from graft_scheduler.recovery import MemoryLimit, StepCut, smaller
+from graft_scheduler.recovery import CutReport, MemoryLimit, smaller
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.batches import plan_order
 from graft_worker.engine.cutting import Budget, plan_cutter
 from graft_worker.engine.gradients import GradientOfSum, StepGradient
-from graft_worker.engine.shrinking import limited, shrunk, step_cut
+from graft_worker.engine.shrinking import cut_report, limited, shrunk
 from graft_worker.engine.training import train
 from graft_worker.link import JobError
 from tests.worker.engine.test_cutting import make_rows
@@ -61,8 +61,8 @@ def test_shrinking_halves_what_is_computed_at_once_until_rows_are_alone(
 
     shrinks = 0
     while (half := shrunk(cutter, order)) is not None:
-        before = step_cut(cutter, order, checkpointing=False).tokens
-        cut = step_cut(half, order, checkpointing=False)
+        before = cut_report(cutter, order, checkpointing=False).tokens
+        cut = cut_report(half, order, checkpointing=False)
         assert cut.tokens <= max(longest, before // 2)
         computed = [
             row
@@ -75,7 +75,7 @@ def test_shrinking_halves_what_is_computed_at_once_until_rows_are_alone(
         cutter, shrinks = half, shrinks + 1
         assert shrinks < 20
 
-    assert step_cut(cutter, order, checkpointing=False).tokens == longest
+    assert cut_report(cutter, order, checkpointing=False).tokens == longest
 
 
 def test_a_job_that_is_shrunk_on_the_way_learns_the_same(make_job: MakeJob, make_start: MakeStart) -> None:
@@ -87,7 +87,7 @@ def test_a_job_that_is_shrunk_on_the_way_learns_the_same(make_job: MakeJob, make
 
     assert final_loss(done) == pytest.approx(final_loss(undisturbed), abs=1e-5)
     (told,) = link.of(Shrunk)
-    before = StepCut.model_validate(link.of(Planned)[0].facts["cut"])
+    before = CutReport.model_validate(link.of(Planned)[0].facts["cut"])
     assert told.cut.tokens <= before.tokens // 2
     assert done.result is not None
     assert done.result.facts["cut"] == told.cut.model_dump()
@@ -114,7 +114,7 @@ def test_a_learned_limit_is_obeyed_and_told_and_changes_nothing(
 
     done = train(make_start(job, "b").model_copy(update={"memory_limit": limit}), link)
 
-    cut = StepCut.model_validate(link.of(Planned)[0].facts["cut"])
+    cut = CutReport.model_validate(link.of(Planned)[0].facts["cut"])
     assert (cut.micro_batch_tokens, cut.gradient_checkpointing) == (20, True)
     assert final_loss(done) == pytest.approx(final_loss(undisturbed), abs=1e-5)
     assert done.result is not None
@@ -127,6 +127,14 @@ def test_a_limit_never_allows_more_than_the_job_does(make_job: MakeJob) -> None:
     assert limited(job, MemoryLimit(micro_batch_tokens=4000)) == job
     assert limited(job, None) == job
     assert limited(job, MemoryLimit()) == job
+
+
+def test_what_a_job_leaves_to_its_host_stays_so_until_memory_has_run_out(make_job: MakeJob) -> None:
+    job = make_job(micro_batch_tokens=None)
+
+    assert limited(job, MemoryLimit()) == job
+    taught = limited(job, MemoryLimit(micro_batch_tokens=500, gradient_checkpointing=True))
+    assert (taught.micro_batch_tokens, taught.gradient_checkpointing) == (500, True)
 
 
 def test_progress_tells_what_mlx_keeps_in_freed_buffers(make_job: MakeJob, make_start: MakeStart) -> None:
@@ -155,7 +163,7 @@ def test_nothing_of_a_step_that_ran_out_of_memory_is_kept_and_the_next_attempt_e
         with pytest.raises(JobError) as error:
             train(make_start(job, "b"), link)
     *_, newest = link.of(Checkpoint)
-    cut = StepCut.model_validate(link.of(Planned)[0].facts["cut"])
+    cut = CutReport.model_validate(link.of(Planned)[0].facts["cut"])
     start = make_start(job, "c", resume_dir=newest.path, memory_limit=smaller(MemoryLimit(), cut))
     done = train(start, RecordingLink())
 

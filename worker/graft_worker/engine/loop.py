@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.recovery import StepCut
+from graft_scheduler.recovery import CutReport
 from graft_scheduler.states import FailureClass, Phase
 from graft_worker.engine.adapters import Adapted, Parameters
 from graft_worker.engine.batches import Batch, RowOrder, build
@@ -25,7 +25,7 @@ from graft_worker.engine.layout import choose_layout
 from graft_worker.engine.optimizers import GroupedOptimizer, Update, learning_rate
 from graft_worker.engine.reports import Pace, Reporter
 from graft_worker.engine.rows import TokenRow
-from graft_worker.engine.shrinking import shrunk, step_cut
+from graft_worker.engine.shrinking import cut_report, shrunk
 from graft_worker.engine.work import StepSums, Work
 from graft_worker.link import JobError
 
@@ -47,9 +47,9 @@ class Task:
     cutter: Cutter
 
     @property
-    def cut(self) -> StepCut:
+    def cut(self) -> CutReport:
         """How its steps are cut, and the largest micro-batch that comes of it."""
-        return step_cut(self.cutter, self.order, checkpointing=self.spec.gradient_checkpointing)
+        return cut_report(self.cutter, self.order, checkpointing=bool(self.spec.gradient_checkpointing))
 
     @property
     def evaluate_every(self) -> int:

@@ -20,7 +20,7 @@ from graft_scheduler.messages import (
     Shrunk,
     Start,
 )
-from graft_scheduler.recovery import StepCut
+from graft_scheduler.recovery import CutReport
 from graft_scheduler.states import JobId, Phase, StopReason, Token
 from graft_worker.engine.device import device_name, versions
 from graft_worker.engine.evaluation import Evaluation
@@ -79,7 +79,7 @@ class Reporter:
         """Whether the link asked to compute less at once since this was last called."""
         return self._link.shrink_requested()
 
-    def shrunk(self, step: int, cut: StepCut) -> None:
+    def shrunk(self, step: int, cut: CutReport) -> None:
         self._link.report(Shrunk(job=self._job, token=self._token, step=step, cut=cut))
 
     def ready(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from graft_scheduler.hyperparameters import Batching
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.recovery import MemoryLimit, StepCut
+from graft_scheduler.recovery import CutReport, MemoryLimit
 from graft_worker.engine.batches import RowOrder
 from graft_worker.engine.cutting import Cutter, Exact, Fit, Laddered, Listed, Shape
 
@@ -23,21 +23,21 @@ def limited(spec: TrainJob, limit: MemoryLimit | None) -> TrainJob:
     """The job within what its earlier attempts have learned."""
     if limit is None:
         return spec
-    tokens = spec.micro_batch_tokens
+    tokens = [one for one in (spec.micro_batch_tokens, limit.micro_batch_tokens) if one is not None]
     return spec.model_copy(
         update={
-            "micro_batch_tokens": min(tokens, limit.micro_batch_tokens or tokens),
-            "gradient_checkpointing": spec.gradient_checkpointing or limit.gradient_checkpointing,
+            "micro_batch_tokens": min(tokens, default=None),
+            "gradient_checkpointing": True if limit.gradient_checkpointing else spec.gradient_checkpointing,
         }
     )
 
 
-def step_cut(cutter: Cutter, order: RowOrder, *, checkpointing: bool) -> StepCut:
+def cut_report(cutter: Cutter, order: RowOrder, *, checkpointing: bool) -> CutReport:
     """How the steps of `order` are cut, and the largest micro-batch that comes of it."""
     longest = cutter.budget.padded(max(cutter.widths))
     shapes = [(1, longest), *_shapes(cutter, order)]
     rows, width = max(shapes, key=lambda shape: (shape[0] * shape[1], shape[1]))
-    return StepCut(
+    return CutReport(
         micro_batch_tokens=cutter.budget.tokens,
         gradient_checkpointing=checkpointing,
         rows=rows,
@@ -48,7 +48,7 @@ def step_cut(cutter: Cutter, order: RowOrder, *, checkpointing: bool) -> StepCut
 
 def shrunk(cutter: Cutter, order: RowOrder) -> Cutter | None:
     """A cutter that computes half as much at once; nothing when the longest row is alone already."""
-    cut = step_cut(cutter, order, checkpointing=False)
+    cut = cut_report(cutter, order, checkpointing=False)
     return None if cut.is_smallest else with_tokens(cutter, max(1, cut.tokens // 2))
 
 
