@@ -84,7 +84,7 @@ def make_job(folder: Path) -> TrainJob:
     base = folder / "base"
     base.mkdir()
     make_tokenizer(base)
-    make_model(base, hidden_size=16, intermediate_size=32, vocab_size=65536)
+    make_model(base, hidden_size=16, intermediate_size=32, vocab_size=32768)
     rows = [{"text": (f"{row} apples and pears " * 2)[:ROW_TOKENS]} for row in range(24)]
     return TrainJob.model_validate(
         {
