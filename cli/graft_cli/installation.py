@@ -10,6 +10,7 @@ from typing import Any
 from graft_cli.amounts import size
 from graft_cli.options import AsJson, DataDir, RedisUrl, StoreUrl
 from graft_cli.output import out
+from graft_scheduler.settings import Settings
 
 DISTRIBUTION = "mlx-graft"
 REPORTED = ("mlx", "mlx-lm", "transformers", "celery", "redis", "flower", "typer", "pydantic")
@@ -64,6 +65,15 @@ def config(
     out.note(f"file: {config_path()}; profile: {profile_in_use() or 'none'}")
 
 
+def _budget(settings: Settings, device: dict[str, Any]) -> int | None:
+    """What a worker here would offer, as its owner's settings have it."""
+    budget = device.get("budget_bytes")
+    if budget is not None and settings.reserve_bytes is not None:
+        budget = max(0, int(device["memory_bytes"]) - settings.reserve_bytes)
+    limits = [one for one in (settings.memory_bytes, budget) if one is not None]
+    return min(limits, default=None)
+
+
 def gather(flags: dict[str, Any]) -> dict[str, Any]:
     """Everything that `info` prints, as plain values."""
     import platform
@@ -79,7 +89,7 @@ def gather(flags: dict[str, Any]) -> dict[str, Any]:
         "device": {
             "name": device.get("device", ""),
             "memory_bytes": device.get("memory_bytes"),
-            "budget_bytes": settings.memory_bytes or device.get("budget_bytes"),
+            "budget_bytes": _budget(settings, device),
             "error": device.get("error"),
         },
         "redis_url": hide_password(settings.redis_url),

@@ -22,35 +22,152 @@ from graft_scheduler.anatomy import (
 )
 
 KNOWN = frozenset(
-    "llama mistral qwen2 qwen3 gemma gemma2 gemma3 gemma3_text phi phi3 mixtral qwen2_moe qwen3_moe olmo2 olmo3 "
-    "olmo olmoe cohere cohere2 gpt2 gpt_neox starcoder2 stablelm smollm3 granite granitemoe glm glm4 helium "
-    "internlm2 internlm3 exaone exaone4 seed_oss mimo minicpm ernie4_5 hunyuan_v1_dense nemotron phimoe dots1 "
-    "gpt_oss qwen ministral3".split()
+    [
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gemma3_text",
+        "phi",
+        "phi3",
+        "mixtral",
+        "qwen2_moe",
+        "qwen3_moe",
+        "olmo2",
+        "olmo3",
+        "olmo",
+        "olmoe",
+        "cohere",
+        "cohere2",
+        "gpt2",
+        "gpt_neox",
+        "starcoder2",
+        "stablelm",
+        "smollm3",
+        "granite",
+        "granitemoe",
+        "glm",
+        "glm4",
+        "helium",
+        "internlm2",
+        "internlm3",
+        "exaone",
+        "exaone4",
+        "seed_oss",
+        "mimo",
+        "minicpm",
+        "ernie4_5",
+        "hunyuan_v1_dense",
+        "nemotron",
+        "phimoe",
+        "dots1",
+        "gpt_oss",
+        "qwen",
+        "ministral3",
+    ]
 )
 LAYER_NORMED = frozenset(
-    "gpt2 gpt_neox gpt_bigcode gptj phi phixtral phi3small phimoe starcoder2 stablelm cohere cohere2 dbrx olmo "
-    "nemotron".split()
+    [
+        "gpt2",
+        "gpt_neox",
+        "gpt_bigcode",
+        "gptj",
+        "phi",
+        "phixtral",
+        "phi3small",
+        "phimoe",
+        "starcoder2",
+        "stablelm",
+        "cohere",
+        "cohere2",
+        "dbrx",
+        "olmo",
+        "nemotron",
+    ]
 )
 UNGATED = frozenset(
-    "gpt2 gpt_neox gpt_bigcode gptj phi phixtral starcoder2 nemotron nemotron_h apertus nanochat rwkv7".split()
+    [
+        "gpt2",
+        "gpt_neox",
+        "gpt_bigcode",
+        "gptj",
+        "phi",
+        "phixtral",
+        "starcoder2",
+        "nemotron",
+        "nemotron_h",
+        "apertus",
+        "nanochat",
+        "rwkv7",
+    ]
 )
 FUSED_QUERIES = frozenset(
-    "phi3 phi3small gpt2 gpt_neox gpt_bigcode qwen lille-130m openelm dbrx plamo2 plamo3 afm7 phixtral "
-    "bailing_moe hunyuan".split()
+    [
+        "phi3",
+        "phi3small",
+        "gpt2",
+        "gpt_neox",
+        "gpt_bigcode",
+        "qwen",
+        "lille-130m",
+        "openelm",
+        "dbrx",
+        "plamo2",
+        "plamo3",
+        "afm7",
+        "phixtral",
+        "bailing_moe",
+        "hunyuan",
+    ]
 )
-FUSED_GATES = frozenset("phi3 glm glm4 plamo2 plamo3".split())
+FUSED_GATES = frozenset(["phi3", "glm", "glm4", "plamo2", "plamo3"])
 HEAD_NORMED = frozenset(
-    "qwen3 qwen3_moe qwen3_next gemma3 gemma3_text olmo2 olmo3 olmoe exaone4 hunyuan_v1_dense lfm2 lfm2_moe "
-    "nanochat qwen3_5 apertus".split()
+    [
+        "qwen3",
+        "qwen3_moe",
+        "qwen3_next",
+        "gemma3",
+        "gemma3_text",
+        "olmo2",
+        "olmo3",
+        "olmoe",
+        "exaone4",
+        "hunyuan_v1_dense",
+        "lfm2",
+        "lfm2_moe",
+        "nanochat",
+        "qwen3_5",
+        "apertus",
+    ]
 )
-SANDWICHED = frozenset("gemma2 gemma3 gemma3_text gemma3n olmo2 olmo3 exaone4 glm4 plamo2 plamo3".split())
-POSTNORMED = frozenset("olmo2 olmo3 exaone4".split())
+SANDWICHED = frozenset(
+    ["gemma2", "gemma3", "gemma3_text", "gemma3n", "olmo2", "olmo3", "exaone4", "glm4", "plamo2", "plamo3"]
+)
+POSTNORMED = frozenset(["olmo2", "olmo3", "exaone4"])
 """Nothing is normalised before it is read, only what was made of it."""
-PARALLEL = frozenset("phi phixtral gptj cohere cohere2 gpt_neox".split())
+PARALLEL = frozenset(["phi", "phixtral", "gptj", "cohere", "cohere2", "gpt_neox"])
 PLAIN_ATTENTION = frozenset({"gemma2"})
-SCALED_EMBEDDINGS = frozenset("gemma gemma2 gemma3 gemma3_text gemma3n granite granitemoe minicpm".split())
-BIASED_QUERIES = frozenset("qwen2 qwen2_moe gpt2 gpt_neox phi starcoder2 qwen gpt_bigcode seed_oss dots1".split())
-BIASED_MLPS = frozenset("gpt2 gpt_neox phi starcoder2 gpt_bigcode gptj".split())
+SCALED_EMBEDDINGS = frozenset(
+    ["gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "granite", "granitemoe", "minicpm"]
+)
+BIASED_QUERIES = frozenset(
+    [
+        "qwen2",
+        "qwen2_moe",
+        "gpt2",
+        "gpt_neox",
+        "phi",
+        "starcoder2",
+        "qwen",
+        "gpt_bigcode",
+        "seed_oss",
+        "dots1",
+    ]
+)
+BIASED_MLPS = frozenset(["gpt2", "gpt_neox", "phi", "starcoder2", "gpt_bigcode", "gptj"])
 RECURRENT_KINDS = frozenset({"linear_attention", "conv", "mamba", "recurrent", "M"})
 
 
@@ -70,7 +187,9 @@ def read_anatomy(
         softcap=bool(config.get("final_logit_softcapping")),
         scales_embeddings=kind in SCALED_EMBEDDINGS,
         doubt=reader.doubt(blocks),
-        has_quantised_head=any(re.search(r"(lm_head|embed_tokens|wte)\.scales$", name) for name in reader.parts),
+        has_quantised_head=any(
+            re.search(r"(lm_head|embed_tokens|wte)\.scales$", name) for name in reader.parts
+        ),
     )
 
 
@@ -130,7 +249,9 @@ class _Reader:
         head_dim, value_dim = sizes["head_dim"], sizes["head_dim"]
         kv_heads = sizes["num_kv_heads"]
         if config.get("kv_lora_rank"):
-            head_dim = int(config.get("qk_nope_head_dim", 0)) + int(config.get("qk_rope_head_dim", 0)) or head_dim
+            head_dim = (
+                int(config.get("qk_nope_head_dim", 0)) + int(config.get("qk_rope_head_dim", 0)) or head_dim
+            )
             value_dim = int(config.get("v_head_dim", head_dim))
             kv_heads = sizes["num_heads"]
         fused = self.kind in FUSED_QUERIES or self._has(r"qkv|query_key_value|c_attn")
@@ -178,7 +299,9 @@ class _Reader:
         if "linear_num_value_heads" in config:  # gated delta nets
             keys = int(config["linear_num_key_heads"]) * int(config["linear_key_head_dim"])
             values = int(config["linear_num_value_heads"]) * int(config["linear_value_head_dim"])
-            return Recurrence((2 * keys + 2 * values, 2 * int(config["linear_num_value_heads"])), values, kept=12.0)
+            return Recurrence(
+                (2 * keys + 2 * values, 2 * int(config["linear_num_value_heads"])), values, kept=12.0
+            )
         inner = int(config.get("intermediate_size") or config.get("mamba_d_inner") or 2 * hidden)
         if "num_heads" in config and "head_dim" in config and self.kind == "mamba2":
             inner = int(config["num_heads"]) * int(config["head_dim"])
@@ -217,8 +340,13 @@ class _Reader:
         return isinstance(step, int) and step > 1 and (number + 1) % step != 0
 
     def _activation(self) -> Activation:
-        name = str(self.config.get("hidden_activation") or self.config.get("hidden_act")
-                   or self.config.get("activation_function") or self.config.get("hidden_activation_function") or "")
+        name = str(
+            self.config.get("hidden_activation")
+            or self.config.get("hidden_act")
+            or self.config.get("activation_function")
+            or self.config.get("hidden_activation_function")
+            or ""
+        )
         if self.kind in UNGATED or (self.parts and not self._has(r"gate|w1|w3|up_proj|gate_up|swi")):
             if "relu" in name:
                 return Activation.RELU2
@@ -232,4 +360,3 @@ class _Reader:
 
     def _biased_mlp(self) -> bool:
         return self.kind in BIASED_MLPS or self._flag("mlp_bias", False)
-

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from graft_scheduler.jobs import CountJob, TrainJob
+from graft_scheduler.recovery import CutReport, MemoryLimit
 from graft_scheduler.states import FailureClass, JobId, Phase, StopReason, Token
 
 
@@ -36,7 +37,9 @@ class Start(Message):
     resume_dir: str | None = None
     """A checkpoint to go on from."""
     budget_bytes: int | None = None
-    """What MLX may use on this host."""
+    """What MLX may use for this job."""
+    memory_limit: MemoryLimit | None = None
+    """What earlier attempts have learned: no more is computed at once than it says."""
     wired_bytes: int | None = None
     """What MLX may keep wired; absent leaves MLX's limit as it is."""
     memory_factor: float = Field(default=1.0, gt=0)
@@ -59,6 +62,12 @@ class Stop(Message):
 
     type: Literal["stop"] = "stop"
     reason: StopReason
+
+
+class Shrink(Message):
+    """Compute less at once from the next step on; the result stays the same."""
+
+    type: Literal["shrink"] = "shrink"
 
 
 class Exit(Message):
@@ -94,6 +103,7 @@ class Planned(Message):
     train_rows: int
     valid_rows: int
     facts: dict[str, Any] = Field(default_factory=dict)
+    """`cut` among them, as `recovery.CutReport`."""
 
 
 class PhaseChanged(Message):
@@ -118,6 +128,8 @@ class Progress(Message):
     padding_share: float | None = None
     """Of the tokens computed in the last steps."""
     memory_bytes: int | None = None
+    cache_bytes: int | None = None
+    """Freed buffers that MLX keeps; in neither of the other two."""
     peak_bytes: int | None = None
     seconds_left: float | None = None
     trained_seconds: float = 0.0
@@ -140,6 +152,14 @@ class Checkpoint(Message):
     type: Literal["checkpoint"] = "checkpoint"
     step: int
     path: str
+
+
+class Shrunk(Message):
+    """The answer to `Shrink`, when less is computed at once from here on."""
+
+    type: Literal["shrunk"] = "shrunk"
+    step: int
+    cut: CutReport
 
 
 class Log(Message):
@@ -219,9 +239,9 @@ class Failed(Message):
     """One line for a person; the traceback is in the log."""
 
 
-SupervisorMessage = Start | Extend | Stop | Exit
+SupervisorMessage = Start | Extend | Stop | Shrink | Exit
 RunnerMessage = (
-    Hello | Ready | Planned | PhaseChanged | Progress | Evaluated | Checkpoint | Log | Done | Failed
+    Hello | Ready | Planned | PhaseChanged | Progress | Evaluated | Checkpoint | Shrunk | Log | Done | Failed
 )
 
 _TO_RUNNER: TypeAdapter[SupervisorMessage] = TypeAdapter(

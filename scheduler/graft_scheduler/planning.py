@@ -91,7 +91,7 @@ def smallest_cut(question: Question) -> CutPlan:
 
 def _recompute_options(question: Question) -> Sequence[bool]:
     asked = question.job.gradient_checkpointing
-    if question.must_recompute and asked is not False:
+    if question.must_recompute:  # whatever the job says: it ran out of memory without
         return (True,)
     return (False, True) if asked is None else (asked,)
 
@@ -137,7 +137,9 @@ def _largest_fitting(
 def _plan(question: Question, cut: StepCut) -> CutPlan:
     job = with_cut(question.job, cut)
     estimate = estimate_peak(question.model, job, question.lengths.longest, question.backend)
-    return CutPlan(cut, estimate, round(estimate.total_bytes * question.factor), _relative_time(question, cut))
+    return CutPlan(
+        cut, estimate, round(estimate.total_bytes * question.factor), _relative_time(question, cut)
+    )
 
 
 def with_cut(job: TrainJob, cut: StepCut) -> TrainJob:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from graft_scheduler.jobs import CountJob, TrainJob, parse_job
 from graft_scheduler.messages import TrainResult
-from graft_scheduler.states import Digest, FailureClass, HostId, JobId, JobState, Phase, StopReason, Token
+from graft_scheduler.recovery import MemoryLimit
+from graft_scheduler.states import (
+    Count,
+    Digest,
+    FailureClass,
+    HostId,
+    JobId,
+    JobState,
+    Phase,
+    StopReason,
+    Token,
+)
 
 
 class Value(BaseModel):
@@ -71,9 +82,32 @@ class JobProgress(Value):
     tokens_per_second: float | None = None
     padding_share: float | None = None
     memory_bytes: int | None = None
+    cache_bytes: int | None = None
     peak_bytes: int | None = None
     seconds_left: float | None = None
     trained_seconds: float = 0.0
+
+
+class MemorySample(Value):
+    """A runner's memory at one time: what MLX says of itself, and what the system sees."""
+
+    seconds: float
+    """Since the runner was started."""
+    phase: Phase
+    active_bytes: int | None = None
+    """In MLX's arrays, as it last said."""
+    cache_bytes: int | None = None
+    """In buffers that MLX keeps for the next ones."""
+    footprint_bytes: int
+    """Of the runner and all that it started, on the machine's side."""
+
+
+_SAMPLES = TypeAdapter(tuple[MemorySample, ...])
+
+
+def dump_samples(samples: Sequence[MemorySample]) -> str:
+    """As a compact JSON list."""
+    return _SAMPLES.dump_json(tuple(samples), exclude_none=True).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +124,12 @@ class JobRecord:
     """Attempts that ended with their host, since the newest checkpoint."""
     stalled: int
     """Attempts that the store failed, since the newest checkpoint."""
+    memory_failures: int
+    """Attempts that ended because memory ran out; they are not charged."""
+    memory_limit: MemoryLimit | None
+    """What was learned from them, or from being shrunk; the next attempt obeys it."""
+    above_bytes: int | None
+    """Hosts that may use no more than this ran out of memory, and are not tried again."""
     store_id: str
     estimates: dict[str, int] | None
     """Peak memory in bytes by backend; absent: the size is unknown and it takes a whole host."""
@@ -110,6 +150,13 @@ class JobRecord:
     failure: Failure | None
     adapter: Digest | None
     log: Digest | None
+    memory_text: str
+    """See `memory`; read only where it is wanted, as it is long."""
+
+    @property
+    def memory(self) -> tuple[MemorySample, ...]:
+        """The memory of the newest attempt that has ended, in order of time."""
+        return _SAMPLES.validate_json(self.memory_text) if self.memory_text else ()
 
     @property
     def host_name(self) -> str | None:
@@ -132,6 +179,9 @@ class JobRecord:
             charged=int(fields["charged"]),
             lost=int(fields["lost"]),
             stalled=int(fields.get("stalled") or 0),
+            memory_failures=int(fields.get(Count.MEMORY) or 0),
+            memory_limit=optional(MemoryLimit.model_validate_json, "memory_limit"),
+            above_bytes=optional(int, "above_bytes"),
             store_id=fields.get("store_id", ""),
             estimates=optional(json.loads, "estimates"),
             reserved_bytes=optional(int, "reserved_bytes"),
@@ -147,6 +197,7 @@ class JobRecord:
             failure=optional(Failure.model_validate_json, "failure"),
             adapter=optional(Digest, "adapter"),
             log=optional(Digest, "log"),
+            memory_text=fields.get("memory", ""),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -160,6 +211,9 @@ class JobRecord:
             "attempt": self.token,
             "charged_attempts": self.charged,
             "lost_hosts": self.lost,
+            "memory_failures": self.memory_failures,
+            "memory_limit": _plain(self.memory_limit),
+            "above_bytes": self.above_bytes,
             "host": self.host_name,
             "estimates": self.estimates,
             "reserved_bytes": self.reserved_bytes,
@@ -195,9 +249,17 @@ class HostInfo(Value):
     """`metal`, `cuda` or `cpu`: decides which estimate holds."""
     device: str
     """Such as `Apple M3 Max` or `CPU`."""
+    chip: str = ""
+    """The chip's short name, such as `Apple M3 Max`; without a GPU the processor's model."""
     system: str
     versions: dict[str, str]
     allow_remote_code: bool = False
+    cached: tuple[str, ...] = ()
+    """Models that need no fetching: digests of the store, and hub ids as `org/name` and
+    `org/name@revision`."""
+    available_bytes: int | None = None
+    """What other processes leave to jobs now, those that run included; never above the budget.
+    Absent where that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)

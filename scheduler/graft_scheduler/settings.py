@@ -36,6 +36,7 @@ class Settings:
     host_name: str | None
     slots: int
     memory_bytes: int | None
+    reserve_bytes: int | None
     wired_memory_bytes: int | None
     lease_seconds: float
     claim_seconds: float
@@ -90,7 +91,10 @@ def parse_bytes(text: str) -> int:
     factor = units.get(unit.removesuffix("ib").removesuffix("b") if len(unit) > 1 else unit)
     if factor is None:
         raise ValueError(f"{text!r} has an unknown unit; use KB, MB, GB or TB (powers of 1024)")
-    value = int(float(number) * factor)
+    try:
+        value = int(float(number) * factor)
+    except ValueError:
+        raise ValueError(f"{text!r} is no amount of memory; write it like 12GB or 512MB") from None
     if value <= 0:
         raise ValueError(f"{text!r} is not above zero")
     return value
@@ -136,9 +140,14 @@ OPTIONS: dict[str, Option] = {
     "store_url": Option(str, None, "where data sets, models and adapters are kept (file://...)"),
     "data_dir": Option(Path, Path(platformdirs.user_data_dir("graft")), "this machine's own files"),
     "host_name": Option(str, None, "name of this worker; the machine's name when absent"),
-    "slots": Option(positive_int, 1, "jobs that may run at once on this worker"),
+    "slots": Option(positive_int, 1, "jobs that may run at once on this worker, if they fit together"),
     "memory_bytes": Option(
         parse_bytes, None, "memory that jobs may use here; read from the device when absent"
+    ),
+    "reserve_bytes": Option(
+        parse_bytes,
+        None,
+        "memory that jobs never use here; when absent 1 GB of a GPU's memory, 15% of a machine's without",
     ),
     "wired_memory_bytes": Option(
         parse_bytes,

@@ -53,6 +53,8 @@ class StopReason(StrEnum):
     """The person said so: the job ends as cancelled."""
     YIELD = "yield"
     """The host must let go (shutdown, a long outage): the job is queued again and resumes."""
+    SHRINK = "shrink"
+    """The host's memory runs out: the job is queued again and resumes with less computed at once."""
 
 
 class FailureClass(StrEnum):
@@ -77,6 +79,8 @@ class Count(StrEnum):
     """Hosts that went away under it, up to `MAX_LOST`; a new checkpoint clears it."""
     STALLED = "stalled"
     """Times that the store was not to be had, up to `MAX_STALLED`, with growing pauses."""
+    MEMORY = "memory_failures"
+    """Times that memory ran out; `recovery` decides by those that no larger host came between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class FailurePolicy:
 POLICIES: dict[FailureClass, FailurePolicy] = {
     FailureClass.CONFIG: FailurePolicy(Count.CHARGED, retried=False),
     FailureClass.DATA: FailurePolicy(Count.CHARGED, retried=False),
-    FailureClass.MEMORY: FailurePolicy(Count.CHARGED),
+    FailureClass.MEMORY: FailurePolicy(Count.MEMORY),
     FailureClass.DIVERGED: FailurePolicy(Count.CHARGED, retried=False),
     FailureClass.HOST: FailurePolicy(Count.LOST),
     FailureClass.STORE: FailurePolicy(Count.STALLED),
@@ -102,6 +106,8 @@ MAX_LOST = 3
 """A job whose hosts were lost this often without it getting any further is likely what kills them."""
 MAX_STALLED = 10
 """So often the store may fail a job: with the pauses between, it has been away for over half an hour."""
+MAX_OUT_OF_MEMORY = 3
+"""So often memory may run out before a job needs a larger host."""
 STALL_SECONDS = 10.0
 """The first pause after a failure of the store; each next one is twice as long."""
 MAX_STALL_SECONDS = 300.0
@@ -116,6 +122,8 @@ def is_retried(failure: FailureClass, count: int, max_attempts: int) -> bool:
             return count < MAX_LOST
         case Count.STALLED:
             return count < MAX_STALLED
+        case Count.MEMORY:
+            return count < MAX_OUT_OF_MEMORY
 
 
 def pause_seconds(failure: FailureClass, count: int) -> float:

@@ -12,13 +12,24 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+from pydantic import BaseModel
 from redis import Redis
 
 from graft_scheduler import keys
 from graft_scheduler.errors import Conflict, Fenced, NotFound
 from graft_scheduler.jobs import CountJob, TrainJob, dump_job
 from graft_scheduler.messages import TrainResult
-from graft_scheduler.records import Failure, Hold, HostInfo, JobProgress, JobRecord, ResumePoint
+from graft_scheduler.records import (
+    Failure,
+    Hold,
+    HostInfo,
+    JobProgress,
+    JobRecord,
+    MemorySample,
+    ResumePoint,
+    dump_samples,
+)
+from graft_scheduler.recovery import MemoryLimit, Recovery
 from graft_scheduler.states import (
     MAX_LOST,
     POLICIES,
@@ -67,6 +78,12 @@ class Ending:
     blames_host: bool = False
     pause_seconds: float = 0.0
     """Before the job may be placed again."""
+    memory_limit: MemoryLimit | None = None
+    """What the attempt has learned; nothing leaves what is known."""
+    above_bytes: int | None = None
+    """Hosts that may use no more are not tried again; nothing leaves that as it is."""
+    memory: Sequence[MemorySample] = ()
+    """Of the attempt, in order of time."""
 
 
 def ending_after(
@@ -77,7 +94,12 @@ def ending_after(
     `blames_host` counts it towards cordoning the host: for deaths that nobody explained.
     """
     counted = POLICIES[failure.failure].count
-    before = {Count.CHARGED: record.charged, Count.LOST: record.lost, Count.STALLED: record.stalled}
+    before = {
+        Count.CHARGED: record.charged,
+        Count.LOST: record.lost,
+        Count.STALLED: record.stalled,
+        Count.MEMORY: record.memory_failures,
+    }
     count = before[counted] + 1
     again = is_retried(failure.failure, count, record.spec.limits.attempts)
     return Ending(
@@ -88,6 +110,24 @@ def ending_after(
         log=log,
         blames_host=blames_host,
         pause_seconds=pause_seconds(failure.failure, count) if again else 0.0,
+    )
+
+
+def ending_out_of_memory(failure: Failure, recovery: Recovery, log: Digest | None = None) -> Ending:
+    """The end of an attempt that memory ran out under, as `recovery` decided."""
+    limit = recovery.limit
+    return Ending(
+        outcome=JobState.QUEUED if recovery.is_retried else JobState.FAILED,
+        event="attempt failed" if recovery.is_retried else "failed",
+        data={
+            **failure.model_dump(mode="json"),
+            "memory_limit": limit.model_dump(mode="json"),
+            **({"above_bytes": recovery.above_bytes} if recovery.above_bytes else {}),
+        },
+        failure=failure,
+        log=log,
+        memory_limit=limit,
+        above_bytes=recovery.above_bytes,
     )
 
 
@@ -175,6 +215,8 @@ class Transitions:
         arguments = [hold.job, hold.token, hold.nonce, ending.outcome.value, count, int(ending.blames_host)]
         arguments += [_ms(ending.pause_seconds), ending.event, json.dumps(ending.data)]
         arguments += [_dump(ending.failure), _dump(ending.result), ending.adapter or "", ending.log or ""]
+        arguments += [_dump(ending.memory_limit), ending.above_bytes or ""]
+        arguments.append(dump_samples(ending.memory) if ending.memory else "")
         answer = self._run("finish", arguments, job=hold.job, host=host_id)
         if answer == "fenced":
             raise _fenced(hold)
@@ -221,6 +263,7 @@ class Transitions:
         arguments = [info.id, info.model_dump_json(), info.name, info.machine_id, info.budget_bytes]
         arguments += [info.machine_bytes, info.slots, info.backend, HOST_TTL_SECONDS]
         arguments.append(_ms(heartbeat_seconds * MISSED_BEATS))
+        arguments.append("" if info.available_bytes is None else info.available_bytes)
         return bool(self._run("host_beat", arguments, host=info.id))
 
     def host_away(self, host_id: HostId, heartbeat_seconds: float) -> None:
@@ -254,5 +297,5 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _dump(value: JobProgress | ResumePoint | Failure | TrainResult | None) -> str:
+def _dump(value: BaseModel | None) -> str:
     return "" if value is None else value.model_dump_json()

@@ -20,7 +20,7 @@ from graft_scheduler.client import Client
 from graft_scheduler.errors import GraftError
 from graft_scheduler.records import Event, JobRecord
 from graft_scheduler.redis_connection import connect
-from graft_scheduler.states import MAX_LOST, HostId, JobId, JobState, Token
+from graft_scheduler.states import MAX_LOST, MAX_OUT_OF_MEMORY, HostId, JobId, JobState, Token
 from graft_scheduler.store import open_store
 from tests.services import Fleet, Service
 
@@ -158,7 +158,8 @@ def assert_one_end(record: JobRecord, events: Sequence[Event], was_cancelled: bo
     allowed = {JobState.COMPLETED}
     if was_cancelled:
         allowed.add(JobState.CANCELLED)
-    if record.lost >= MAX_LOST or record.charged >= record.spec.limits.attempts:
+    spent = record.charged >= record.spec.limits.attempts
+    if record.lost >= MAX_LOST or record.memory_failures >= MAX_OUT_OF_MEMORY or spent:
         allowed.add(JobState.FAILED)  # the storm hit this one as often as the service allows
     assert record.state in allowed, f"{record.id} is {record.state}: {record.failure}"
 

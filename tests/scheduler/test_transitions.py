@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from redis import Redis
 from graft_scheduler import fleet, keys
 from graft_scheduler.errors import Conflict, Fenced, NotFound
 from graft_scheduler.jobs import CountJob, Limits
-from graft_scheduler.records import Failure, Hold, HostInfo, JobProgress, JobRecord, ResumePoint
-from graft_scheduler.states import Digest, FailureClass, HostId, JobId, JobState, StopReason, Token
-from graft_scheduler.transitions import Ending, Report, Transitions, ending_after
+from graft_scheduler.records import Failure, Hold, HostInfo, JobProgress, JobRecord, MemorySample, ResumePoint
+from graft_scheduler.recovery import MemoryLimit, Recovery
+from graft_scheduler.states import Digest, FailureClass, HostId, JobId, JobState, Phase, StopReason, Token
+from graft_scheduler.transitions import Ending, Report, Transitions, ending_after, ending_out_of_memory
 
 GIB = 1 << 30
 JOB = JobId("job1")
@@ -471,6 +473,77 @@ def test_a_job_that_fails_by_itself_is_tried_as_often_as_it_says(
 
     assert states == [JobState.QUEUED, JobState.FAILED]
     assert record(redis).charged == 2
+
+
+def out_of_memory(recovery: Recovery) -> Ending:
+    return ending_out_of_memory(Failure(failure=FailureClass.MEMORY, text="too much"), recovery)
+
+
+def test_running_out_of_memory_is_not_charged_and_its_lesson_is_kept(
+    transitions: Transitions, redis: Redis
+) -> None:
+    submit(transitions, limits=Limits(attempts=1))
+    limit = MemoryLimit(micro_batch_tokens=512, host=HOST, host_bytes=8 * GIB, failures=1)
+    held = run(transitions)
+
+    state = transitions.finish(held, HOST, out_of_memory(Recovery(limit)))
+
+    found = record(redis)
+    assert state is JobState.QUEUED
+    assert (found.charged, found.memory_failures) == (0, 1)
+    assert (found.memory_limit, found.above_bytes) == (limit, None)
+
+
+def test_a_job_that_needs_a_larger_host_says_above_what(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    held = run(transitions)
+
+    transitions.finish(held, HOST, out_of_memory(Recovery(MemoryLimit(), above_bytes=600 * GIB)))
+
+    assert record(redis).above_bytes == 600 * GIB
+    assert record(redis).as_json()["above_bytes"] == 600 * GIB
+
+
+def test_a_retry_keeps_the_cut_that_was_learned_and_tries_every_host_again(
+    transitions: Transitions, redis: Redis
+) -> None:
+    submit(transitions)
+    learned = MemoryLimit(micro_batch_tokens=512, host=HOST, host_bytes=600 * GIB, failures=3)
+    ending = out_of_memory(Recovery(learned, above_bytes=8 * GIB, is_retried=False))
+    assert transitions.finish(run(transitions), HOST, ending) is JobState.FAILED
+
+    transitions.retry(JOB, "me")
+
+    found = record(redis)
+    assert (found.memory_failures, found.above_bytes) == (0, None)
+    assert found.memory_limit == MemoryLimit(micro_batch_tokens=512, host=HOST)
+
+
+def test_what_an_attempt_took_of_memory_stays_in_the_record(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    samples = (
+        MemorySample(seconds=1.0, phase=Phase.PREPARING, footprint_bytes=5),
+        MemorySample(
+            seconds=2.5, phase=Phase.TRAINING, active_bytes=7, cache_bytes=1, footprint_bytes=9 * GIB
+        ),
+    )
+
+    transitions.finish(run(transitions), HOST, replace(COMPLETED, memory=samples))
+
+    assert record(redis).memory == samples
+
+
+def test_a_host_that_may_use_more_wakes_the_scheduler(transitions: Transitions, redis: Redis) -> None:
+    transitions.host_beat(host_info(gib=4), 5)
+    redis.delete(keys.WAKE)
+
+    transitions.host_beat(host_info(gib=4), 5)
+    assert not redis.exists(keys.WAKE)
+    transitions.host_beat(host_info(gib=3).model_copy(update={"available_bytes": 2 * GIB}), 5)
+    assert not redis.exists(keys.WAKE)
+    assert redis.hmget(keys.host(HOST), "budget_bytes", "available_bytes") == [str(3 * GIB), str(2 * GIB)]
+    transitions.host_beat(host_info(gib=4), 5)
+    assert redis.exists(keys.WAKE)
 
 
 @pytest.mark.parametrize(

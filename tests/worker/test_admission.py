@@ -21,10 +21,11 @@ def record(spec: TrainJob | CountJob) -> JobRecord:
         (
             *("estimates", "reserved_bytes", "started_at", "finished_at", "assignment"),
             *("stop_requested", "progress", "resume", "result", "failure", "adapter", "log"),
+            *("memory_limit", "above_bytes", "memory_text"),
         )
     )
     known: dict[str, Any] = {"id": JobId("job1"), "spec": spec, "state": JobState.RUNNING, "token": Token(1)}
-    counts = dict.fromkeys(("charged", "lost", "stalled"), 0)
+    counts = dict.fromkeys(("charged", "lost", "stalled", "memory_failures"), 0)
     return JobRecord(**known, **counts, **absent, store_id="s", submitted_at=0.0, queued_at=0.0)  # type: ignore[arg-type]  # absent ones are None
 
 

@@ -9,22 +9,36 @@ import shutil
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from redis.exceptions import RedisError
 
+from graft_scheduler import fleet
 from graft_scheduler.errors import Fenced, GraftError, StoreError, Unreachable
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.messages import Checkpoint, Done, Failed, Start
-from graft_scheduler.records import Failure, Hold, HostInfo, JobRecord, ResumePoint
+from graft_scheduler.memory import Backend
+from graft_scheduler.messages import Checkpoint, Done, Failed, Shrink, Start
+from graft_scheduler.placement import HostRoom
+from graft_scheduler.records import (
+    Failure,
+    Hold,
+    HostInfo,
+    JobRecord,
+    ResumePoint,
+    dump_samples,
+)
+from graft_scheduler.recovery import keep
 from graft_scheduler.runner_process import EXIT_DEADLINE, RunnerProcess
 from graft_scheduler.settings import Settings
 from graft_scheduler.states import Digest, FailureClass, JobState, StopReason
 from graft_scheduler.store import Store
-from graft_scheduler.transitions import Ending, Transitions, ending_after
+from graft_scheduler.transitions import MISSED_BEATS, Ending, Transitions, ending_after, ending_out_of_memory
 from graft_worker.host import HostFolder
 from graft_worker.lease import LeaseKeeper
+from graft_worker.memory_judge import Budget
+from graft_worker.memory_watch import MemoryWatch, Orders
+from graft_worker.out_of_memory import decide
 from graft_worker.relay import Relay
 from graft_worker.runner import DONE_MARKER
 
@@ -37,13 +51,18 @@ LEAVE_SECONDS = 5.0
 """How long a worker that was told to stop waits for a Redis that is away."""
 KILLED_FOR_MEMORY = {signal.SIGKILL, signal.SIGABRT}
 """How a process ends for lack of memory when nobody says so (facts of MLX on Metal and of the system)."""
+CRASHED_FOR_MEMORY = {signal.SIGSEGV, signal.SIGBUS}
+"""How it may end where an allocation fails that nobody checks, as on MLX's CPU build; mostly it is a bug."""
+MEMORY_FILE = "memory.json"
+"""The runner's memory over its life, in the attempt's folder."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Worker:
     """What every attempt on this host shares."""
 
     info: HostInfo
+    """As it was told last: heartbeats put a newer one in its place."""
     folder: HostFolder
     settings: Settings
     transitions: Transitions
@@ -70,9 +89,13 @@ class Attempt:
         self._dir = worker.folder.attempt_dir(record.id, record.token)
         self._log_path = self._dir / "log.txt"
         self._relay = Relay(worker.quick, hold, record, self._log_path)
+        self._watch: MemoryWatch | None = None
 
     def run(self) -> Ending:
         """Work until there is an outcome."""
+        return self._with_memory(self._work())
+
+    def _work(self) -> Ending:
         try:
             self._dir.mkdir(parents=True, exist_ok=True)
             self._log_path.touch()
@@ -162,7 +185,8 @@ class Attempt:
             model_dir=_text(model),
             data_dir=_text(data),
             resume_dir=_text(resume),
-            budget_bytes=self._worker.info.budget_bytes,
+            budget_bytes=record.reserved_bytes or self._worker.info.budget_bytes,
+            memory_limit=record.memory_limit,
             wired_bytes=self._worker.settings.wired_memory_bytes,
             trained_seconds=record.progress.trained_seconds if record.progress else 0.0,
             deadline=self._keeper.deadline,
@@ -185,10 +209,12 @@ class Attempt:
             self._keeper.attach(runner)
             self._relay.note_spawn(runner.pid)
             self._relay.flush()
-            while last_word is None:
-                self._keeper.check()
-                last_word = self._listen(runner)
-                self._relay.flush()
+            with self._watching(runner) as watch:
+                while last_word is None:
+                    self._keeper.check()
+                    last_word = self._listen(runner, watch)
+                    self._relay_notes(watch)
+                    self._relay.flush()
         except EOFError:
             pass
         finally:
@@ -197,10 +223,23 @@ class Attempt:
         self._keeper.check()
         return last_word, exit_code
 
-    def _listen(self, runner: RunnerProcess) -> Done | Failed | None:
+    def _watching(self, runner: RunnerProcess) -> MemoryWatch:
+        def shrink() -> None:
+            runner.send(Shrink(job=self._record.id, token=self._record.token))
+
+        budget = Budget(self._record.reserved_bytes, self._worker.info.backend != Backend.CUDA)
+        self._watch = MemoryWatch(runner.pid, budget, Orders(shrink, self._keeper.stop_for_memory))
+        return self._watch
+
+    def _relay_notes(self, watch: MemoryWatch) -> None:
+        for note in watch.notes():
+            self._relay.note_memory(note)
+
+    def _listen(self, runner: RunnerProcess, watch: MemoryWatch) -> Done | Failed | None:
         """Take everything the runner has said by now; its last word, if that was among it."""
         message = runner.receive(RECEIVE_SECONDS)
         while message is not None:
+            watch.hear(message)
             match message:
                 case Done() | Failed():
                     return message
@@ -234,7 +273,7 @@ class Attempt:
                 text = "the runner left at its deadline: this worker had stood still"
                 return self._failed(FailureClass.HOST, text)
             case _:
-                failure, text = _cause_of_death(exit_code)
+                failure, text = _cause_of_death(exit_code, self._watch)
                 return self._failed(failure, text, blames_host=failure is FailureClass.INTERNAL)
 
     def _hand_over(self, done: Done) -> Ending:
@@ -247,15 +286,52 @@ class Attempt:
         return Ending(JobState.COMPLETED, "completed", result=result, adapter=adapter, log=self._store_log())
 
     def _stopped(self, reason: StopReason) -> Ending:
+        if reason is StopReason.SHRINK:
+            seen = self._watch.stop_text if self._watch else None
+            return self._failed(FailureClass.MEMORY, f"stopped before memory ran out: {seen}")
         self._relay.log(f"stopped: {reason}")
         if reason is StopReason.CANCEL:
             return Ending(JobState.CANCELLED, "cancelled", log=self._store_log())
         return Ending(JobState.QUEUED, "yielded", {"host": self._worker.info.name}, log=self._store_log())
 
     def _failed(self, failure: FailureClass, text: str, *, blames_host: bool = False) -> Ending:
+        if failure is FailureClass.MEMORY:
+            return self._out_of_memory(text)
         self._note_failure(f"failed ({failure}): {text}")
         why = Failure(failure=failure, text=text, host_name=self._worker.info.name, token=self._record.token)
         return ending_after(why, self._record, self._store_log(), blames_host=blames_host)
+
+    def _out_of_memory(self, text: str) -> Ending:
+        """Less at once the next time; after the third time on a larger host, if there is one."""
+        info, cut = self._worker.info, self._watch.cut if self._watch else None
+        recovery, text = decide(info, self._record, cut, text, self._hosts)
+        failure = FailureClass.MEMORY
+        self._note_failure(f"failed ({failure}): {text}")
+        why = Failure(failure=failure, text=text, host_name=info.name, token=self._record.token)
+        return ending_out_of_memory(why, recovery, self._store_log())
+
+    def _hosts(self) -> list[HostRoom] | None:
+        try:
+            alive_seconds = self._worker.settings.heartbeat_seconds * MISSED_BEATS
+            return fleet.host_rooms(fleet.read_hosts(self._worker.quick.redis, alive_seconds))
+        except RedisError as error:
+            logger.warning("job %s: the hosts cannot be read: %s", self._record.id, error)
+            return None
+
+    def _with_memory(self, ending: Ending) -> Ending:
+        """The ending with what the watch saw, and with the cut that it brought about."""
+        if (watch := self._watch) is None:
+            return ending
+        samples = watch.timeline
+        try:
+            self._relay_notes(watch)
+            (self._dir / MEMORY_FILE).write_text(dump_samples(samples) + "\n")
+        except OSError as error:
+            logger.warning("job %s: %s is not written: %s", self._record.id, MEMORY_FILE, error)
+        limit = ending.memory_limit
+        if limit is None and watch.is_shrunk and watch.cut is not None:
+            limit = keep(self._record.memory_limit, watch.cut)
+        return replace(ending, memory=samples, memory_limit=limit)
 
     def _note_failure(self, text: str) -> None:
         try:
@@ -273,13 +349,17 @@ class Attempt:
             return self._record.log
 
 
-def _cause_of_death(exit_code: int) -> tuple[FailureClass, str]:
+def _cause_of_death(exit_code: int, watch: MemoryWatch | None) -> tuple[FailureClass, str]:
+    if exit_code >= 0:
+        text = f"the runner left without a word (exit code {exit_code}); see the log"
+        return FailureClass.INTERNAL, text
+    name = signal.Signals(-exit_code).name
     if -exit_code in KILLED_FOR_MEMORY:
-        name = signal.Signals(-exit_code).name
         return FailureClass.MEMORY, f"the runner was killed ({name}), most likely for lack of memory"
-    if exit_code < 0:
-        return FailureClass.INTERNAL, f"the runner crashed ({signal.Signals(-exit_code).name})"
-    return FailureClass.INTERNAL, f"the runner left without a word (exit code {exit_code}); see the log"
+    why = watch.explain_crash() if watch and -exit_code in CRASHED_FOR_MEMORY else None
+    if why is not None:
+        return FailureClass.MEMORY, f"the runner crashed ({name}), most likely for lack of memory: {why}"
+    return FailureClass.INTERNAL, f"the runner crashed ({name})"
 
 
 def _remove(path: Path) -> None:

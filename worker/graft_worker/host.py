@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from graft_scheduler.errors import Conflict, InvalidInput
+from graft_scheduler.memory import format_bytes
 from graft_scheduler.records import HostInfo
 from graft_scheduler.settings import Settings
 from graft_scheduler.states import HostId, JobId, Token
@@ -96,23 +97,54 @@ def host_name(settings: Settings) -> str:
 
 
 def describe(folder: HostFolder, settings: Settings, device: Device, store_id: str) -> HostInfo:
-    """What this worker tells the fleet of itself."""
-    budget = min(settings.memory_bytes or device.budget_bytes, device.budget_bytes)
+    """What this worker tells the fleet of itself.
+
+    Raises:
+        InvalidInput: the owner leaves nothing to jobs.
+    """
+    machine = machine_bytes(settings, device)
     return HostInfo(
         id=folder.host_id(),
         name=host_name(settings),
         machine_id=machine_id(),
         boot=secrets.token_hex(8),
         store_id=store_id,
-        budget_bytes=budget,
-        machine_bytes=device.budget_bytes,
+        budget_bytes=budget_bytes(settings, device),
+        machine_bytes=machine,
         slots=settings.slots,
         backend=device.kind,
         device=device.device,
+        chip=device.chip,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         versions=device.versions,
         allow_remote_code=settings.allow_remote_code,
     )
+
+
+def budget_bytes(settings: Settings, device: Device) -> int:
+    """What this worker's jobs may use together: all that jobs may use, or less if its owner says so.
+
+    Raises:
+        InvalidInput: as `machine_bytes`.
+    """
+    machine = machine_bytes(settings, device)
+    return min(settings.memory_bytes or machine, machine)
+
+
+def machine_bytes(settings: Settings, device: Device) -> int:
+    """What the jobs of all workers of this machine may use together.
+
+    Raises:
+        InvalidInput: the owner's reserve leaves nothing.
+    """
+    if settings.reserve_bytes is None:
+        return device.budget_bytes
+    if settings.reserve_bytes >= device.memory_bytes:
+        reserve, memory = format_bytes(settings.reserve_bytes), format_bytes(device.memory_bytes)
+        raise InvalidInput(
+            f"`reserve_bytes` is {reserve} and {device.device} may use {memory}; reserve less than that"
+        )
+    return device.memory_bytes - settings.reserve_bytes
 
 
 def machine_id() -> str:

@@ -73,6 +73,11 @@ class LeaseKeeper:
         with self._lock:
             self._runner = None
 
+    def stop_for_memory(self) -> None:
+        """Stop the runner at its next safe point, unless it is stopped for another reason already."""
+        if self.stop_reason is None:
+            self._stop_for(StopReason.SHRINK)
+
     def check(self) -> None:
         """Raises `Fenced` once the assignment is known to be lost."""
         if self.is_fenced:

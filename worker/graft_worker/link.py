@@ -17,6 +17,9 @@ class Link(Protocol):
     def stop_reason(self) -> StopReason | None:
         """Why to stop at the next safe point; nothing while the job may go on."""
 
+    def shrink_requested(self) -> bool:
+        """Whether to compute less at once from here on; true once for each request."""
+
 
 class JobError(Exception):
     """A job that cannot go on, with the class that decides what follows."""

@@ -18,7 +18,7 @@ DAY_SECONDS = 86_400.0
 
 
 class LocalLink:
-    """Hands every message to a function; never asks for a stop."""
+    """Hands every message to a function; never asks for anything."""
 
     def __init__(self, tell: Callable[[RunnerMessage], None]) -> None:
         self._tell = tell
@@ -28,6 +28,9 @@ class LocalLink:
 
     def stop_reason(self) -> StopReason | None:
         return None
+
+    def shrink_requested(self) -> bool:
+        return False
 
 
 def print_message(message: RunnerMessage) -> None:

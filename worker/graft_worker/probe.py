@@ -8,23 +8,28 @@ with CUDA the card's memory, otherwise the machine's memory or its cgroup's limi
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 
 from graft_scheduler.memory import Backend
+from graft_worker.pressure import read_cgroups, read_sysctl
 
 GIB = 1 << 30
 RESERVE_BYTES = 1 * GIB
 """Left to the system on a GPU's working set: buffers that MLX does not count."""
 HOST_RESERVE_SHARE = 0.15
 """Left to the system where jobs live in the machine's own memory."""
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+BRAND = "machdep.cpu.brand_string"
+"""What macOS calls the name of its chip."""
 PROBE_SECONDS = 120.0
 """A first import of MLX on a cold disk takes a while."""
 
@@ -40,6 +45,10 @@ class Device:
     versions: dict[str, str]
     error: str | None = None
     """Why MLX cannot be used; everything else is of the machine."""
+    chip: str = ""
+    """The GPU's name; without one the processor's model."""
+    free_bytes: int | None = None
+    """Of a card's own memory, what nobody used when it was read."""
 
 
 def probe() -> Device:
@@ -50,8 +59,9 @@ def probe() -> Device:
     command = [sys.executable, "-m", "graft_worker", "probe"]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
-        return Device(**json.loads(child.stdout))
-    except (OSError, ValueError, TypeError, subprocess.TimeoutExpired) as error:
+        said = json.loads(child.stdout)
+        return Device(**{**said, "kind": Backend(said["kind"])})
+    except (OSError, ValueError, TypeError, KeyError, subprocess.TimeoutExpired) as error:
         return _of_machine(f"the probe of the device failed: {error}")
 
 
@@ -70,38 +80,53 @@ def read_device() -> Device:
     if mx.metal.is_available():
         info = mx.device_info()
         working_set = int(info["max_recommended_working_set_size"])
-        return _device(
-            str(info.get("device_name", "Apple GPU")), Backend.METAL, working_set, working_set - RESERVE_BYTES
-        )
+        name = str(info.get("device_name", "Apple GPU"))
+        return _device(name, Backend.METAL, working_set, working_set - RESERVE_BYTES)
     if mx.default_device() == mx.Device(mx.gpu):
         info = mx.device_info()
-        total = int(info["total_memory"])
-        return _device(str(info.get("device_name", "CUDA GPU")), Backend.CUDA, total, total - RESERVE_BYTES)
+        total, free = int(info["total_memory"]), info.get("free_memory")
+        card = _device(str(info.get("device_name", "CUDA GPU")), Backend.CUDA, total, total - RESERVE_BYTES)
+        return replace(card, free_bytes=None if free is None else int(free))
     return _of_machine(None)
 
 
 def machine_memory_bytes() -> int:
-    """The machine's memory, or less where a cgroup allows less."""
-    limits = [psutil.virtual_memory().total]
-    for path in CGROUP_LIMITS:
-        try:
-            limits.append(int(Path(path).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(limits)
+    """The machine's memory, or less where a cgroup of this process allows less."""
+    limits = [group.limit_bytes for group in read_cgroups(os.getpid())]
+    return min([psutil.virtual_memory().total, *limits])
+
+
+def machine_budget_bytes(memory_bytes: int) -> int:
+    """What jobs may use of so much memory where they live in the machine's own."""
+    return max(1, int(memory_bytes * (1 - HOST_RESERVE_SHARE)))
+
+
+def parse_processor(text: str) -> str | None:
+    """The processor's model in `/proc/cpuinfo`; some processors do not tell it."""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return " ".join(found[1].split()) if found else None
 
 
 def _of_machine(error: str | None) -> Device:
     memory = machine_memory_bytes()
-    return _device(_processor(), Backend.CPU, memory, int(memory * (1 - HOST_RESERVE_SHARE)), error)
+    device = _device(_processor(), Backend.CPU, memory, machine_budget_bytes(memory), error)
+    return replace(device, chip=_processor_model())
 
 
 def _device(name: str, kind: Backend, memory: int, budget: int, error: str | None = None) -> Device:
-    return Device(name, kind, memory, max(budget, 1), _versions(), error)
+    return Device(name, kind, memory, max(budget, 1), _versions(), error, chip=name)
 
 
 def _processor() -> str:
     return f"{platform.processor() or platform.machine()} CPU, {psutil.cpu_count()} cores"
+
+
+def _processor_model() -> str:
+    if sys.platform == "darwin":
+        return read_sysctl([BRAND]).get(BRAND) or platform.machine()
+    with suppress(OSError):
+        return parse_processor(Path("/proc/cpuinfo").read_text()) or platform.machine()
+    return platform.machine()
 
 
 def _versions() -> dict[str, str]:

@@ -20,9 +20,12 @@ from graft_scheduler.messages import (
     Progress,
     Ready,
     RunnerMessage,
+    Shrunk,
 )
 from graft_scheduler.records import Hold, JobProgress, JobRecord, ResumePoint
 from graft_scheduler.transitions import Report, Transitions
+from graft_worker.memory_judge import Action
+from graft_worker.memory_watch import Note
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +78,8 @@ class Relay:
             case Evaluated(step=step, loss=loss, perplexity=perplexity):
                 self._update(validation_loss=loss)
                 self._event("evaluated", step=step, loss=loss, perplexity=perplexity)
+            case Shrunk(step=step, cut=cut):
+                self._event("shrunk", step=step, cut=cut.model_dump(mode="json"))
             case Log(level=level, text=text):
                 self.log(text if level == "info" else f"{level}: {text}")
             case _:
@@ -83,6 +88,18 @@ class Relay:
     def note_spawn(self, pid: int) -> None:
         """A runner was started just now."""
         self._event("spawned", pid=pid)
+
+    def note_memory(self, note: Note) -> None:
+        """Memory runs short; `note` says what was done about it."""
+        answer = {Action.SHRINK: "; it computes less at once", Action.STOP: "; it stops at a checkpoint"}
+        self.log(f"warning: {note.reason}{answer.get(note.action, '')}")
+        self._event(
+            "memory",
+            action=note.action.name.lower(),
+            reason=note.reason,
+            footprint_bytes=note.sample.footprint_bytes,
+            available_bytes=note.sample.pressure.available_bytes,
+        )
 
     def note_checkpoint(self, resume: ResumePoint) -> None:
         """A checkpoint is in the store: any host can go on from it."""

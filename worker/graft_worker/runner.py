@@ -7,6 +7,7 @@ beside its successor.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import socket
@@ -26,6 +27,7 @@ from graft_scheduler.messages import (
     Failed,
     Hello,
     RunnerMessage,
+    Shrink,
     Start,
     Stop,
     parse_supervisor_message,
@@ -37,6 +39,8 @@ from graft_worker.link import JobError, Link
 DONE_MARKER = "DONE"
 """Holds the `Done` message: an attempt's folder with it needs no more work, only to be handed over."""
 WATCH_SECONDS = 0.1
+STARVED_WORDS = ("cannot allocate memory", "failed to map segment", "can't start new thread")
+"""From what Python and the loader say when there is no memory for a library or a thread."""
 
 Handler = Callable[[Start, Link], Done]
 
@@ -48,6 +52,7 @@ class PipeLink:
         self._channel = channel
         self._starts: queue.SimpleQueue[Start] = queue.SimpleQueue()
         self._stop: StopReason | None = None
+        self._is_shrink_asked = threading.Event()
         self._deadline = float("inf")
 
     def watch(self) -> None:
@@ -64,6 +69,12 @@ class PipeLink:
 
     def stop_reason(self) -> StopReason | None:
         return self._stop
+
+    def shrink_requested(self) -> bool:
+        if not self._is_shrink_asked.is_set():
+            return False
+        self._is_shrink_asked.clear()
+        return True
 
     def _read(self) -> None:
         while True:
@@ -83,6 +94,8 @@ class PipeLink:
                 self._deadline = deadline
             case Stop(reason=reason):
                 self._stop = reason
+            case Shrink():
+                self._is_shrink_asked.set()
             case Exit():
                 os._exit(0)
 
@@ -116,10 +129,14 @@ def run(start: Start, link: Link) -> Done | Failed:
         return _failed(start, FailureClass.MEMORY, "out of memory")
     except OSError as error:
         traceback.print_exc()
+        if error.errno == errno.ENOMEM:
+            return _failed(start, FailureClass.MEMORY, f"out of memory: {error}")
         return _failed(start, FailureClass.HOST, f"the host's disk or system failed: {error}")
     except Exception as error:  # the runner's one boundary: everything becomes a message
         traceback.print_exc()
-        return _failed(start, FailureClass.INTERNAL, f"{type(error).__name__}: {error}")
+        is_starved = any(word in str(error).lower() for word in STARVED_WORDS)
+        failure = FailureClass.MEMORY if is_starved else FailureClass.INTERNAL
+        return _failed(start, failure, f"{type(error).__name__}: {error}")
 
 
 def choose_handler(start: Start) -> Handler:

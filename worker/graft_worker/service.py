@@ -23,6 +23,7 @@ from graft_scheduler.store import open_store
 from graft_scheduler.transitions import Transitions
 from graft_worker.attempt import Worker
 from graft_worker.host import describe, open_folder
+from graft_worker.live_host import LiveDevice, LiveHost
 from graft_worker.probe import probe
 from graft_worker.tasks import register_tasks
 
@@ -42,7 +43,7 @@ def serve(settings: Settings) -> int:
     """
     _log_to_stderr()
     redis = connect(settings.redis_url)
-    worker = _prepare(settings, redis)
+    worker, host = _prepare(settings, redis)
     app = make_app(settings.redis_url)
     broker = Broker(app)
     register_tasks(app, worker, broker)
@@ -50,20 +51,21 @@ def serve(settings: Settings) -> int:
         rescuer.release_restarted(redis, worker.transitions, broker, worker.info.id, worker.info.boot)
         worker.transitions.host_beat(worker.info, settings.heartbeat_seconds)
     _note_shutdown(worker.leaves)
-    threading.Thread(target=_report, args=(worker, redis), name="heartbeat", daemon=True).start()
+    threading.Thread(target=_report, args=(worker, host), name="heartbeat", daemon=True).start()
     logger.info("worker %s (%s) on %s", worker.info.name, worker.info.id, hide_password(settings.redis_url))
     return _serve_queue(app, worker)
 
 
-def _prepare(settings: Settings, redis: Redis) -> Worker:
+def _prepare(settings: Settings, redis: Redis) -> tuple[Worker, LiveHost]:
     folder = open_folder(settings)
     store = open_store(settings.store_url)
     device = probe()
     if device.error is not None:
         raise InvalidInput(f"this machine cannot train: {device.error}")
     quick = connect(settings.redis_url, min(QUICK_SECONDS, settings.lease_seconds / 8), retries=0)
-    return Worker(
-        info=describe(folder, settings, device, store.id),
+    host = LiveHost(settings, folder, LiveDevice(device))
+    worker = Worker(
+        info=host.now(describe(folder, settings, device, store.id)),
         folder=folder,
         settings=settings,
         transitions=Transitions(redis),
@@ -71,15 +73,17 @@ def _prepare(settings: Settings, redis: Redis) -> Worker:
         store=store,
         leaves=threading.Event(),
     )
+    return worker, host
 
 
-def _report(worker: Worker, redis: Redis) -> None:
-    """Heartbeats until the worker leaves; then it counts as away at once."""
+def _report(worker: Worker, host: LiveHost) -> None:
+    """Heartbeats, each with the host as it is then, until the worker leaves; then it counts as away."""
     swept_at = float("-inf")
     while not worker.leaves.wait(worker.settings.heartbeat_seconds):
         if time.monotonic() - swept_at > SWEEP_SECONDS:
             worker.folder.forget_old_attempts()
             swept_at = time.monotonic()
+        worker.info = host.now(worker.info)
         try:
             worker.transitions.host_beat(worker.info, worker.settings.heartbeat_seconds)
         except RedisError as error:

@@ -1,7 +1,8 @@
 -- End an attempt: the job ends, or is queued again. Saying it twice does it once.
 -- ARGV: job, token, nonce, outcome (completed|failed|cancelled|queued), the count that rises
---       (charged|lost|stalled or ''), blame the host (0|1), ms before it may be placed again,
---       event name, event data (JSON), failure (JSON or ''), result (JSON or ''), adapter or '', log or ''
+--       (charged|lost|stalled|memory_failures or ''), blame the host (0|1), ms before it may be placed again,
+--       event name, event data (JSON), failure (JSON or ''), result (JSON or ''), adapter or '', log or '',
+--       memory limit (JSON or '' to keep it), bytes that hosts must be above or '', memory samples (JSON or '')
 -- Returns the new state, or 'fenced'.
 local job, token, nonce, outcome = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local name, data = ARGV[8], ARGV[9]
@@ -38,7 +39,8 @@ if ARGV[5] ~= '' then
   redis.call('HSET', JOB, 'avoid', redis.call('HGET', JOB, 'host'))
 end
 redis.call('HSET', JOB, 'ended_token', token, 'stop', '', 'failure', ARGV[10], 'not_before', text(now + ARGV[7]))
-for field, value in pairs({result = ARGV[11], adapter = ARGV[12], log = ARGV[13]}) do
+for field, value in pairs({result = ARGV[11], adapter = ARGV[12], log = ARGV[13], memory_limit = ARGV[14],
+  above_bytes = ARGV[15], memory = ARGV[16]}) do
   if value ~= '' then
     redis.call('HSET', JOB, field, value)
   end

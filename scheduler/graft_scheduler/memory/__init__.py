@@ -4,7 +4,13 @@ Nothing is loaded and nothing measured: the graph that MLX would evaluate is bui
 and evaluated without numbers, in MLX's order, and the account of what is held meanwhile is the estimate.
 """
 
-from graft_scheduler.memory.estimate import CAUSES, MemoryEstimate, cache_in, estimate_micro_batch, estimate_peak
+from graft_scheduler.memory.estimate import (
+    CAUSES,
+    MemoryEstimate,
+    cache_in,
+    estimate_micro_batch,
+    estimate_peak,
+)
 from graft_scheduler.memory.shape import Backend, is_target, tokens_at_once
 from graft_scheduler.memory.size import format_bytes
 

@@ -46,7 +46,19 @@ class Storage(Enum):
 class Array:
     """What a primitive makes of its inputs; without inputs it lies in memory already."""
 
-    __slots__ = ("backward", "cause", "inputs", "is_ready", "itemsize", "outputs", "shape", "source", "storage", "strided_bytes", "temporary_bytes")
+    __slots__ = (
+        "backward",
+        "cause",
+        "inputs",
+        "is_ready",
+        "itemsize",
+        "outputs",
+        "shape",
+        "source",
+        "storage",
+        "strided_bytes",
+        "temporary_bytes",
+    )
 
     def __init__(
         self,

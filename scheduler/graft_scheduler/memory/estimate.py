@@ -73,8 +73,12 @@ def estimate_peak(
     longest = max(1, min(longest_tokens or job.max_length, job.max_length) - 1)
     setting = setting_of(shape)
     learns = trained(setting)
-    moments = [("gradient", _at_gradient(shape, setting, learns, cut)) for cut in largest_cuts(shape, longest)]
-    moments += [("evaluation", _at_evaluation(shape, setting, learns, cut)) for cut in _evaluated(shape, longest)]
+    moments = [
+        ("gradient", _at_gradient(shape, setting, learns, cut)) for cut in largest_cuts(shape, longest)
+    ]
+    moments += [
+        ("evaluation", _at_evaluation(shape, setting, learns, cut)) for cut in _evaluated(shape, longest)
+    ]
     moments += [
         ("loading", _at_loading(shape)),
         ("update", _at_update(shape, setting, learns)),

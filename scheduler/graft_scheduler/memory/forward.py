@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from graft_scheduler.memory import operations as op
 from graft_scheduler.anatomy import (
     Activation,
     Attention,
@@ -15,6 +14,7 @@ from graft_scheduler.anatomy import (
     Norm,
     Recurrence,
 )
+from graft_scheduler.memory import operations as op
 from graft_scheduler.memory.arrays import Array, Shape, caused
 
 FLOAT32 = 4
@@ -104,8 +104,11 @@ def mix(mixer: Attention | Recurrence, x: Array, own: Parameters) -> Array:
         (joined,) = linears([("qkv_proj", sum(widths), mixer.has_bias)], x, own)
         queries, keys, values = op.split(joined, widths)
     else:
-        names = [("q_proj", widths[0], mixer.has_bias), ("k_proj", widths[1], mixer.has_bias),
-                 ("v_proj", widths[2], mixer.has_bias)]
+        names = [
+            ("q_proj", widths[0], mixer.has_bias),
+            ("k_proj", widths[1], mixer.has_bias),
+            ("v_proj", widths[2], mixer.has_bias),
+        ]
         queries, keys, values = linears(names, x, own)
     queries = _heads(queries, mixer.heads, mixer.head_dim)
     keys = _heads(keys, mixer.kv_heads, mixer.head_dim)
@@ -375,4 +378,3 @@ def _add_branch(name: str, x: Array, y: Array, z: Array, own: Parameters) -> Arr
 
 def _to(x: Array, itemsize: int) -> Array:
     return op.astype(x, itemsize)
-

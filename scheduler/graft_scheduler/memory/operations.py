@@ -30,7 +30,9 @@ def add(one: Array, other: Array) -> Array:
 
 def subtract(one: Array, other: Array) -> Array:
     return _binary(
-        one, other, lambda out, given, places: [given[0] if place == 0 else negative(given[0]) for place in places]
+        one,
+        other,
+        lambda out, given, places: [given[0] if place == 0 else negative(given[0]) for place in places],
     )
 
 
@@ -67,9 +69,7 @@ def negative(array: Array) -> Array:
 
 
 def square(array: Array) -> Array:
-    return _unary(
-        array, lambda out, given, places: [multiply(out.inputs[0], multiply(SCALAR, given[0]))]
-    )
+    return _unary(array, lambda out, given, places: [multiply(out.inputs[0], multiply(SCALAR, given[0]))])
 
 
 def sigmoid(array: Array) -> Array:
@@ -252,7 +252,8 @@ def matmul(one: Array, other: Array) -> Array:
     def backward(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
         left, right = out.inputs
         return [
-            matmul(given[0], turned(right)) if place == 0 else matmul(turned(left), given[0]) for place in places
+            matmul(given[0], turned(right)) if place == 0 else matmul(turned(left), given[0])
+            for place in places
         ]
 
     shape = (*one.shape[:-1], other.shape[-1])
@@ -334,13 +335,16 @@ def stop_gradient(array: Array) -> Array:
 
 def copy(array: Array) -> Array:
     """A new name for the same memory."""
-    return Array(
-        array.shape, array.itemsize, (array,), Storage.VIEW, lambda out, given, places: [given[0]]
-    )
+    return Array(array.shape, array.itemsize, (array,), Storage.VIEW, lambda out, given, places: [given[0]])
 
 
-def made_of(inputs: Sequence[Array], shape: Shape, itemsize: int, backward: Backward | None = None,
-            temporary_bytes: int = 0) -> Array:
+def made_of(
+    inputs: Sequence[Array],
+    shape: Shape,
+    itemsize: int,
+    backward: Backward | None = None,
+    temporary_bytes: int = 0,
+) -> Array:
     """Any other primitive with memory of its own."""
     return Array(shape, itemsize, tuple(inputs), Storage.NEW, backward, temporary_bytes)
 
@@ -364,7 +368,9 @@ def _unary(array: Array, backward: Backward) -> Array:
 
 def _binary(one: Array, other: Array, backward: Backward, itemsize: int | None = None) -> Array:
     one, other = _together([one, other])
-    size = itemsize or max(one.itemsize if one is not SCALAR else 0, other.itemsize if other is not SCALAR else 0)
+    size = itemsize or max(
+        one.itemsize if one is not SCALAR else 0, other.itemsize if other is not SCALAR else 0
+    )
     return Array(one.shape, size, (one, other), Storage.REUSE, backward)
 
 
@@ -406,10 +412,7 @@ def attention(inputs: Sequence[Array], shape: Shape) -> Array:
 
     def backward(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
         grads = siblings(
-            *(
-                Array(one.shape, one.itemsize, (*out.inputs, out, *given), Storage.NEW)
-                for one in out.inputs
-            )
+            *(Array(one.shape, one.itemsize, (*out.inputs, out, *given), Storage.NEW) for one in out.inputs)
         )
         return [grads[place] for place in places]
 

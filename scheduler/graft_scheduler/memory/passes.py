@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graft_scheduler.memory import operations as op
 from graft_scheduler.anatomy import Anatomy, Block
+from graft_scheduler.memory import operations as op
 from graft_scheduler.memory.arrays import Array, caused, vjp
 from graft_scheduler.memory.forward import FLOAT32, Parameters, forward_block, norm
 
@@ -64,7 +64,11 @@ def _hidden(anatomy: Anatomy, own: Parameters, one: Pass) -> Array:
     frozen = len(anatomy.blocks) - one.trained_blocks
     for number, block in enumerate(anatomy.blocks):
         own.scope, own.is_trained = f"{number}.", number >= frozen
-        x = _recomputed(block, x, own) if one.recomputes and number >= frozen else forward_block(block, x, own)
+        x = (
+            _recomputed(block, x, own)
+            if one.recomputes and number >= frozen
+            else forward_block(block, x, own)
+        )
     own.scope, own.is_trained = "", everything
     return norm(x, anatomy.norm, "final_norm", own)
 
@@ -78,8 +82,9 @@ def _recomputed(block: Block, x: Array, own: Parameters) -> Array:
     names, scope = list(probe.found), own.scope
 
     def function(given: Sequence[Array]) -> list[Array]:
-        inner = Parameters(own.mode, own.rank, own.targets, dict(zip(names, given[1:], strict=True)), own.frozen,
-                           scope)
+        inner = Parameters(
+            own.mode, own.rank, own.targets, dict(zip(names, given[1:], strict=True)), own.frozen, scope
+        )
         return [forward_block(block, given[0], inner)]
 
     return op.checkpoint(function, [x, *(own.found[name] for name in names)])[0]
@@ -148,7 +153,9 @@ def _chunks_with_gradient(anatomy: Anatomy, own: Parameters, hidden: Array, size
         gradients.append(slope)
     joined = op.concatenate(gradients, hidden.shape)
 
-    def backward(given: Sequence[Array], cotangents: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
+    def backward(
+        given: Sequence[Array], cotangents: Sequence[Array], outputs: Sequence[Array]
+    ) -> list[Array]:
         return [op.multiply(op.astype(cotangents[0], outputs[1].itemsize), outputs[1])]
 
     return op.custom([total, joined], [hidden], backward)[0]
@@ -187,7 +194,9 @@ def _learning_chunks(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Se
         logits = _logits(anatomy, inner, given[0])
         size = logits.shape[0]
         picked = op.gather([logits, op.ready((size, 1), 4)], (size, 1), FLOAT32)
-        return [op.total(op.multiply(op.subtract(op.logsumexp(logits), picked), op.ready((size, 1), FLOAT32)))]
+        return [
+            op.total(op.multiply(op.subtract(op.logsumexp(logits), picked), op.ready((size, 1), FLOAT32)))
+        ]
 
     for place, size in enumerate(sizes):
         part = _slice(hidden, size)

@@ -59,6 +59,7 @@ class Shape:
     def trained_layers(self) -> int:
         return min(self.job.adapter.layers or self.model.num_layers, self.model.num_layers)
 
+
 def tokens_at_once(asked: int, backend: Backend) -> int:
     """How many padded tokens the engine computes at once where a job allows `asked`."""
     return min(asked, CPU_TOKENS) if backend is Backend.CPU else asked

@@ -30,18 +30,25 @@ WORDS = ("apple", "pear", "plum", "quince", "cherry", "medlar", "fig", "grape")
 
 @dataclass
 class RecordingLink:
-    """Keeps what is reported; asks for a stop when `stop_when` says so after a message."""
+    """Keeps what is reported; asks for a stop or to shrink when a function says so after a message."""
 
     stop_when: Callable[[RunnerMessage], StopReason | None] = lambda message: None
+    shrink_when: Callable[[RunnerMessage], bool] = lambda message: False
     messages: list[RunnerMessage] = field(default_factory=list)
     reason: StopReason | None = None
+    shrinks: int = 0
 
     def report(self, message: RunnerMessage) -> None:
         self.messages.append(message)
         self.reason = self.reason or self.stop_when(message)
+        self.shrinks += self.shrink_when(message)
 
     def stop_reason(self) -> StopReason | None:
         return self.reason
+
+    def shrink_requested(self) -> bool:
+        asked, self.shrinks = self.shrinks > 0, 0
+        return asked
 
     def of(self, kind: type[M]) -> list[M]:
         """The messages of one kind, in order."""

@@ -38,6 +38,9 @@ class Heard:
     def stop_reason(self) -> StopReason | None:
         return self.stop
 
+    def shrink_requested(self) -> bool:
+        return False
+
     @property
     def warnings(self) -> list[str]:
         return [log.text for log in self.messages if isinstance(log, Log) and log.level == "warning"]

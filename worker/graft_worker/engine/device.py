@@ -62,6 +62,11 @@ def active_bytes() -> int:
     return mx.get_active_memory()
 
 
+def cache_bytes() -> int:
+    """Freed buffers that MLX keeps."""
+    return mx.get_cache_memory()
+
+
 class _Peak:
     """MLX's own count, kept over its resets."""
 

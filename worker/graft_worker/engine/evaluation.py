@@ -44,7 +44,11 @@ class Evaluator:
         self._model = model
         self._loss = loss
         self._rows = rows
-        self._batches = exact_cutter(rows, budget, Batching.BUCKETED).cut(range(len(rows)))
+        self.cut(budget)
+
+    def cut(self, budget: Budget) -> None:
+        """Compute no more at once than `budget` from the next time on."""
+        self._batches = exact_cutter(self._rows, budget, Batching.BUCKETED).cut(range(len(self._rows)))
 
     def dearest(self) -> None:
         """Compute the largest of the micro-batches and forget its loss."""

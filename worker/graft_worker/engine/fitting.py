@@ -61,8 +61,6 @@ class Fitted:
     def facts(self) -> dict[str, object]:
         """For the record of the job."""
         found: dict[str, object] = {
-            "micro_batch_tokens": self.cut.micro_batch_tokens,
-            "gradient_checkpointing": self.cut.gradient_checkpointing,
             "budget_bytes": self.budget_bytes,
         }
         if self.plan is not None:
@@ -99,7 +97,9 @@ def fit(spec: TrainJob, base: Base, rows: Sequence[TokenRow], allowance: Allowan
     return _answer(question, allowance.budget_bytes)
 
 
-def correct(fitted: Fitted, gradient_bytes: int, evaluation_bytes: int, rows: int, width: int, held: int) -> Fitted:
+def correct(
+    fitted: Fitted, gradient_bytes: int, evaluation_bytes: int, rows: int, width: int, held: int
+) -> Fitted:
     """What a micro-batch of this shape and an evaluation took, beside what was expected of them.
 
     `held` is how many gradients lie in memory in the middle of a step: the probe itself had one.
@@ -132,7 +132,9 @@ def describe(fitted: Fitted) -> str:
     """What was chosen, for the job's log."""
     cut, budget = fitted.cut, format_bytes(fitted.budget_bytes)
     recomputes = "with" if cut.gradient_checkpointing else "without"
-    text = f"at most {cut.micro_batch_tokens} tokens are computed at once, {recomputes} gradient checkpointing"
+    text = (
+        f"at most {cut.micro_batch_tokens} tokens are computed at once, {recomputes} gradient checkpointing"
+    )
     if fitted.plan is None:
         return f"{text}; how much memory that takes is not known for this model"
     needed = format_bytes(fitted.plan.peak_bytes)

@@ -6,17 +6,18 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
 from graft_scheduler.jobs import TrainJob
+from graft_scheduler.recovery import CutReport
 from graft_scheduler.states import FailureClass, Phase
 from graft_worker.engine.adapters import Adapted, Parameters
 from graft_worker.engine.batches import Batch, RowOrder, build
 from graft_worker.engine.checkpoints import CheckpointFolder, Snapshot, State
 from graft_worker.engine.cutting import Cutter
-from graft_worker.engine.device import active_bytes, peak_bytes
+from graft_worker.engine.device import active_bytes, cache_bytes, peak_bytes
 from graft_worker.engine.dropout import micro_batch_key
 from graft_worker.engine.evaluation import Evaluator
 from graft_worker.engine.gradients import GradientOfSum, StepGradient
@@ -24,6 +25,7 @@ from graft_worker.engine.layout import choose_layout
 from graft_worker.engine.optimizers import GroupedOptimizer, Update, learning_rate
 from graft_worker.engine.reports import Pace, Reporter
 from graft_worker.engine.rows import TokenRow
+from graft_worker.engine.shrinking import cut_report, shrunk
 from graft_worker.engine.work import StepSums, Work
 from graft_worker.link import JobError
 
@@ -45,6 +47,11 @@ class Task:
     cutter: Cutter
     recomputes: bool = False
     """With gradient checkpointing."""
+
+    @property
+    def cut(self) -> CutReport:
+        """How its steps are cut, and the largest micro-batch that comes of it."""
+        return cut_report(self.cutter, self.order, checkpointing=self.recomputes)
 
     @property
     def evaluate_every(self) -> int:
@@ -121,6 +128,8 @@ class Loop:
                 return
             self._check_time()
             self._reporter.check_stop()
+            if self._reporter.is_shrink_asked():
+                self._shrink(evaluator)
             self._step(gradient, update)
 
     @property
@@ -136,6 +145,7 @@ class Loop:
         if self.state.step == self._saved_step and not again:
             return
         self._check_parameters()
+        mx.synchronize()  # Metal may tell late that a step ran out of memory (mlx#3523): before it is kept
         self._advance(trained_seconds=self.trained_seconds())
         folder = self._checkpoints.save(Snapshot(self.state, self.parameters, self._optimizer.dump()))
         self._saved_step = self.state.step
@@ -188,6 +198,20 @@ class Loop:
             self.save()
             done = f"{self.state.step} of {self.task.order.steps} steps"
             raise JobError(FailureClass.TIMEOUT, f"stopped after {done}: `limits.seconds` is {limit}")
+
+    def _shrink(self, evaluator: Evaluator) -> None:
+        """Compute half as much at once from here on: the same steps, cut smaller."""
+        mx.clear_cache()
+        cutter = shrunk(self.task.cutter, self.task.order)
+        if cutter is None:
+            self._reporter.log("memory runs short, and rows are computed one at a time already", "warning")
+            return
+        self.task = replace(self.task, cutter=cutter)
+        evaluator.cut(cutter.budget)
+        cut = self.task.cut
+        text = f"memory runs short: from step {self.state.step + 1} on at most {cut.tokens} tokens at once"
+        self._reporter.log(text, "warning")
+        self._reporter.shrunk(self.state.step, cut)
 
     def _step(self, gradient: GradientOfSum, update: Update) -> None:
         self._reporter.phase(Phase.TRAINING)
@@ -249,6 +273,7 @@ class Loop:
             tokens_per_second=recent.tokens / recent.seconds,
             padding_share=recent.padding_share,
             memory_bytes=active_bytes(),
+            cache_bytes=cache_bytes(),
             peak_bytes=peak_bytes(),
             seconds_left=per_step * (steps - step),
             trained_seconds=self.trained_seconds(),

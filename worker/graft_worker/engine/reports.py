@@ -17,8 +17,10 @@ from graft_scheduler.messages import (
     Planned,
     Progress,
     Ready,
+    Shrunk,
     Start,
 )
+from graft_scheduler.recovery import CutReport
 from graft_scheduler.states import JobId, Phase, StopReason, Token
 from graft_worker.engine.device import device_name, versions
 from graft_worker.engine.evaluation import Evaluation
@@ -47,6 +49,7 @@ class Pace:
     tokens_per_second: float
     padding_share: float | None
     memory_bytes: int
+    cache_bytes: int
     peak_bytes: int
     seconds_left: float
     trained_seconds: float
@@ -71,6 +74,13 @@ class Reporter:
         reason = self._link.stop_reason()
         if reason is not None:
             raise Stopped(reason)
+
+    def is_shrink_asked(self) -> bool:
+        """Whether the link asked to compute less at once since this was last called."""
+        return self._link.shrink_requested()
+
+    def shrunk(self, step: int, cut: CutReport) -> None:
+        self._link.report(Shrunk(job=self._job, token=self._token, step=step, cut=cut))
 
     def ready(self) -> None:
         self._link.report(
@@ -139,6 +149,7 @@ class Reporter:
                 tokens_per_second=pace.tokens_per_second,
                 padding_share=pace.padding_share,
                 memory_bytes=pace.memory_bytes,
+                cache_bytes=pace.cache_bytes,
                 peak_bytes=pace.peak_bytes,
                 seconds_left=pace.seconds_left,
                 trained_seconds=pace.trained_seconds,

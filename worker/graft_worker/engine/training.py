@@ -14,6 +14,7 @@ from graft_scheduler.hyperparameters import Batching, Method, Output, Quantizati
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.memory import format_bytes
 from graft_scheduler.messages import Done, Start, TrainResult
+from graft_scheduler.recovery import MemoryLimit
 from graft_scheduler.states import FailureClass, Phase, StopReason
 from graft_worker.engine.activations import frugal_activations
 from graft_worker.engine.adapters import Adapted, adapter_config, attach
@@ -97,6 +98,8 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
             loop.task = task
         reporter.log(describe(fitted), "warning" if fitted.is_tight else "info")
         facts = _facts(base, task, dataset, loss, fitted)
+        if start.memory_limit is not None:
+            facts["memory_limit"] = start.memory_limit.model_dump(mode="json")
         _announce(loop, loss, facts, reporter)
         evaluator = Evaluator(base.model, loss.evaluation, task.valid_rows, task.cutter.budget)
         stopped = _run(loop, loss, evaluator, reporter)
@@ -105,6 +108,7 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
         if stopped is None and spec.adapter.rank == "auto":
             cut = cut_ranks(task, saved.parameters, loss, evaluator, reporter)
             facts |= {"rank": cut.rank, "kept_ranks": cut.kept, "uncut_loss": cut.full_loss}
+    facts["cut"] = loop.task.cut.model_dump(mode="json")  # it may have been shrunk
     result = _result(loop, saved.loss if cut is None else cut.loss, saved.step, facts, fitted)
     if stopped is not None:
         return Done(job=start.job, token=start.token, stopped=stopped, result=result)
@@ -122,7 +126,14 @@ def _load(start: Start, spec: TrainJob) -> Base:
 
 
 def _allowance(start: Start) -> Allowance:
-    return Allowance(start.budget_bytes or read_device().budget_bytes, start.memory_factor)
+    """What is there, and what earlier jobs and attempts have taught."""
+    learned = start.memory_limit or MemoryLimit()
+    return Allowance(
+        start.budget_bytes or read_device().budget_bytes,
+        start.memory_factor,
+        learned.micro_batch_tokens,
+        learned.gradient_checkpointing,
+    )
 
 
 def _plan(
@@ -240,6 +251,7 @@ def _facts(base: Base, task: Task, dataset: Dataset, loss: TokenLoss, fitted: Fi
         "quantization": base.quantization,
         "loss_kernel": loss.kernel.value,
         "batching": task.cutter.batching.value,
+        "cut": task.cut.model_dump(mode="json"),
         "device": device_name(),
         "versions": versions(),
         "trainable_parameters": adapted.size,
@@ -247,7 +259,7 @@ def _facts(base: Base, task: Task, dataset: Dataset, loss: TokenLoss, fitted: Fi
         "adapted_layers": len(adapted.blocks),
         "data_format": dataset.format.value,
         "rows": dataset.counts(),
-        "cut": fitted.facts(),
+        "memory": fitted.facts(),
     }
 
 
@@ -292,9 +304,7 @@ def _choose(loop: Loop, checkpoints: CheckpointFolder) -> Saved:
     return Saved(state.best_step, {name: best[name] for name in loop.parameters}, state.best_loss)
 
 
-def _result(
-    loop: Loop, loss: float | None, step: int, facts: dict[str, Any], fitted: Fitted
-) -> TrainResult:
+def _result(loop: Loop, loss: float | None, step: int, facts: dict[str, Any], fitted: Fitted) -> TrainResult:
     """`loss` is that of the adapter, whose state is that of `step`."""
     state = loop.state
     return TrainResult(

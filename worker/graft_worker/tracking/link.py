@@ -14,7 +14,11 @@ from graft_worker.tracking.feed import Feed, close
 from graft_worker.tracking.figures import End, Outcome, completed, describe, point_of
 from graft_worker.tracking.trackers import TRACKERS, Kind
 
-OUTCOMES = {StopReason.CANCEL: Outcome.CANCELLED, StopReason.YIELD: Outcome.INTERRUPTED}
+OUTCOMES = {
+    StopReason.CANCEL: Outcome.CANCELLED,
+    StopReason.YIELD: Outcome.INTERRUPTED,
+    StopReason.SHRINK: Outcome.INTERRUPTED,
+}
 
 
 class TrackedLink:
@@ -40,6 +44,9 @@ class TrackedLink:
 
     def stop_reason(self) -> StopReason | None:
         return self._inner.stop_reason()
+
+    def shrink_requested(self) -> bool:
+        return self._inner.shrink_requested()
 
     def finish(self, result: TrainResult) -> None:
         """The job is trained: give the trackers its result and wait, not for long, until they have it."""
