@@ -26,11 +26,9 @@ from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hyperparameters import Method
 from graft_scheduler.job_settings import build_train_job
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.memory import format_bytes
-from graft_scheduler.messages import Log, RunnerMessage, TrainResult
-from graft_scheduler.states import JobId, Token
+from graft_scheduler.messages import RunnerMessage, TrainResult
+from graft_scheduler.states import JobId
 from graft_worker.local import print_message, train
-from graft_worker.probe import read_device
 
 CHECKPOINTING_LEVEL = 2
 """From this optimization level on, activations are computed again where memory asks for it."""
@@ -82,7 +80,7 @@ class TrainingConfig(BaseModel):
     max_iters: int | None = None
     """Steps of the optimizer; `None` means one epoch."""
     batch_size: int | None = None
-    """Rows at each step: 8."""
+    """Rows at each step; `None` means what the data and the method suggest."""
     learning_rate: float | None = None
     """The peak: 1e-4 for adapters, 1e-5 for a full fine-tune."""
     lora_rank: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
@@ -128,6 +126,7 @@ class TrainingConfig(BaseModel):
             "method": self.method,
             "compute": COMPUTE[self.optimization_level],
             "seed": self.seed,
+            "gradient_checkpointing": self._recomputes(),
             **{name: value for name, value in given.items() if value is not None},
         }
         try:
@@ -139,6 +138,10 @@ class TrainingConfig(BaseModel):
         if self.lora_rank is None and self.method in {Method.LORA, Method.QLORA}:
             return "auto"
         return self.lora_rank
+
+    def _recomputes(self) -> bool | None:
+        """Never, or where memory asks for it."""
+        return False if self.optimization_level < CHECKPOINTING_LEVEL else None
 
     def _check_full(self) -> None:
         for name in ("lora_rank", "lora_alpha"):
@@ -165,44 +168,15 @@ class MLXTrainer:
         return train(self._plan(), output, resume_from=resume_from, tell=self._tell)
 
     def _plan(self) -> TrainJob:
-        """The job with its defaults written out, and with gradient checkpointing where memory asks for it."""
-        job, needed = _checked(self.config.job())
-        if self.config.optimization_level < CHECKPOINTING_LEVEL:
-            return job
-        device = read_device()
-        if needed is None:
-            self._say(f"no gradient checkpointing: the hub does not tell how large {job.model.source} is")
-            return job
-        without = needed[device.kind.value]
-        if without <= device.budget_bytes:
-            return job
-        job, least = _checked(job.model_copy(update={"gradient_checkpointing": True}))
-        self._say(describe(without, least[device.kind.value] if least else None, device.budget_bytes))
-        return job
+        """The job with its defaults written out."""
+        from graft_scheduler import submission  # with the store, which nothing else here needs
 
-    def _say(self, text: str) -> None:
-        self._tell(Log(job=LOCAL, token=Token(0), level="warning", text=text))
-
-
-def _checked(job: TrainJob) -> tuple[TrainJob, dict[str, int] | None]:
-    """As it will run, and its peak memory in bytes by `Backend`, where that can be known."""
-    from graft_scheduler import submission  # with the store, which nothing else here needs
-
-    try:
-        checked = submission.check(job)
-    except InvalidInput as error:
-        raise in_own_names(error) from error
-    assert isinstance(checked.spec, TrainJob)  # a check changes no job's kind
-    return checked.spec, checked.estimates
-
-
-def describe(without_bytes: int, with_bytes: int | None, budget_bytes: int) -> str:
-    """Says that gradient checkpointing is on, and why; and if even that is known to be too little."""
-    without, budget = format_bytes(without_bytes), format_bytes(budget_bytes)
-    text = f"gradient checkpointing is on: without it about {without} are needed, and {budget} are there"
-    if with_bytes is None or with_bytes <= budget_bytes:
-        return text
-    return f"{text}; with it still about {format_bytes(with_bytes)}: a smaller `max_length` needs less"
+        try:
+            checked = submission.check(self.config.job()).spec
+        except InvalidInput as error:
+            raise in_own_names(error) from error
+        assert isinstance(checked, TrainJob)  # a check changes no job's kind
+        return checked
 
 
 def in_own_names(error: InvalidInput) -> InvalidInput:

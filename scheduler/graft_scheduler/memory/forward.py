@@ -150,7 +150,6 @@ def _rotate(array: Array, rotated: int, mode: Mode) -> Array:
 
 
 def _attend(mixer: Attention, queries: Array, keys: Array, values: Array, mode: Mode) -> Array:
-    rows, heads, length, width = queries.shape
     if mode.is_fused and not mixer.is_plain:
         return _attend_fused(mixer, queries, keys, values, mode)
     return _attend_plainly(mixer, queries, keys, values, mode)
@@ -351,10 +350,7 @@ def mask_as(mask: Array, itemsize: int) -> Array:
 
 def _base_linear(name: str, x: Array, width: int, has_bias: bool, own: Parameters) -> Array:
     weight = own.weight(f"{name}.weight", (width, x.shape[-1]))
-    if own.mode.quantised:
-        y = op.quantised_matmul(x, width)
-    else:
-        y = op.matmul(x, op.turned(weight))
+    y = op.quantised_matmul(x, width) if own.mode.quantised else op.matmul(x, op.turned(weight))
     if not has_bias:
         return y
     bias = own.weight(f"{name}.bias", (width,))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from graft_scheduler.anatomy import Anatomy, Block
+from graft_scheduler.anatomy import Anatomy, Attention, Block
 from graft_scheduler.hyperparameters import OptimizerName
 from graft_scheduler.memory.arrays import Array, Shape
 from graft_scheduler.memory.forward import Mode, Parameters
@@ -150,9 +150,9 @@ def _over_blocks(setting: Setting, one: Pass, measure: Callable[[Setting, Pass],
 def _alike(block: Block, width: int) -> Block:
     """With nothing that makes no difference at this width, so that there are few kinds."""
     mixer = block.mixer
-    if getattr(mixer, "window", None) is None or mixer.window < width:  # type: ignore[union-attr]
+    if not isinstance(mixer, Attention) or mixer.window is None or mixer.window < width:
         return block
-    return replace(block, mixer=replace(mixer, window=None))  # type: ignore[type-var,call-arg]
+    return replace(block, mixer=replace(mixer, window=None))
 
 
 def _shown(kinds: Sequence[_Kind]) -> tuple[list[_Kind], dict[_Kind, int]]:

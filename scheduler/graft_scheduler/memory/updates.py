@@ -106,14 +106,14 @@ def _adafactor(shape: Shape) -> Made:
         scaled = op.multiply(op.free_unary(kept), gradient)
         return [op.subtract(parameter, op.multiply(op.SCALAR, scaled)), kept], [old]
     rows, columns = (*shape[:-1], 1), (*shape[:-2], 1, shape[-1])
-    old = [op.owned(rows, FLOAT32), op.owned(columns, FLOAT32)]
-    row = _moment(old[0], op.total(squares, -1))
-    column = _moment(old[1], op.total(squares, -2))
+    taken = [op.owned(rows, FLOAT32), op.owned(columns, FLOAT32)]
+    row = _moment(taken[0], op.total(squares, -1))
+    column = _moment(taken[1], op.total(squares, -2))
     approximate = op.multiply(op.free_unary(row), op.free_unary(column))
     scaled = op.multiply(approximate, gradient)
     norm = op.total(op.square(scaled))
     scaled = op.multiply(op.divide(scaled, norm), op.SCALAR)
-    return [op.subtract(parameter, scaled), row, column], old
+    return [op.subtract(parameter, scaled), row, column], taken
 
 
 RULES: dict[OptimizerName, Callable[[Shape], Made]] = {

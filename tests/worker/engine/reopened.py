@@ -54,7 +54,7 @@ def reopened(job: TrainJob, output: Path) -> Iterator[Reopened]:
     data = load_dataset(job, Path(job.data.source), base, reporter)
     adapted = attach(base.model, job, base.compute_dtype)
     rows = data.train.rows
-    order = plan_order([row.width for row in rows], job.batch_size, None, job.steps, job.seed)
+    order = plan_order([row.width for row in rows], job.batch_rows, None, job.steps, job.seed)
     cutter = exact_cutter(rows, BUDGET, job.compute.batching)
     task = Task(job, adapted, rows, data.valid.rows, order, cutter)
     saved = mx.load(str(output / "adapter" / "adapters.safetensors"))

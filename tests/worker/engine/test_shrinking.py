@@ -17,7 +17,7 @@ from graft_scheduler.states import FailureClass
 from graft_worker.engine.batches import plan_order
 from graft_worker.engine.cutting import Budget, plan_cutter
 from graft_worker.engine.gradients import GradientOfSum, StepGradient
-from graft_worker.engine.shrinking import cut_report, limited, shrunk
+from graft_worker.engine.shrinking import cut_report, shrunk
 from graft_worker.engine.training import train
 from graft_worker.link import JobError
 from tests.worker.engine.test_cutting import make_rows
@@ -119,22 +119,6 @@ def test_a_learned_limit_is_obeyed_and_told_and_changes_nothing(
     assert final_loss(done) == pytest.approx(final_loss(undisturbed), abs=1e-5)
     assert done.result is not None
     assert done.result.facts["memory_limit"] == limit.model_dump(mode="json")
-
-
-def test_a_limit_never_allows_more_than_the_job_does(make_job: MakeJob) -> None:
-    job = make_job(micro_batch_tokens=100, gradient_checkpointing=True)
-
-    assert limited(job, MemoryLimit(micro_batch_tokens=4000)) == job
-    assert limited(job, None) == job
-    assert limited(job, MemoryLimit()) == job
-
-
-def test_what_a_job_leaves_to_its_host_stays_so_until_memory_has_run_out(make_job: MakeJob) -> None:
-    job = make_job(micro_batch_tokens=None)
-
-    assert limited(job, MemoryLimit()) == job
-    taught = limited(job, MemoryLimit(micro_batch_tokens=500, gradient_checkpointing=True))
-    assert (taught.micro_batch_tokens, taught.gradient_checkpointing) == (500, True)
 
 
 def test_progress_tells_what_mlx_keeps_in_freed_buffers(make_job: MakeJob, make_start: MakeStart) -> None:

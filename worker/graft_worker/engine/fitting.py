@@ -1,4 +1,4 @@
-"""How a job's steps are cut on this host: planned from the estimate, tried, and planned again if it was wrong."""
+"""How steps are cut on this host: planned from the estimate, tried, and planned again if it was wrong."""
 
 from __future__ import annotations
 
