@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from graft_scheduler.demand import Demand
 from graft_scheduler.jobs import CountJob, TrainJob, parse_job
 from graft_scheduler.messages import TrainResult
 from graft_scheduler.states import Digest, FailureClass, HostId, JobId, JobState, Phase, StopReason, Token
+
+_DEMANDS = TypeAdapter(dict[str, Demand])
 
 
 class Value(BaseModel):
@@ -91,8 +94,8 @@ class JobRecord:
     stalled: int
     """Attempts that the store failed, since the newest checkpoint."""
     store_id: str
-    estimates: dict[str, int] | None
-    """Peak memory in bytes by backend; absent: the size is unknown and it takes a whole host."""
+    demands: dict[str, Demand] | None
+    """Peak memory by backend; absent: the size is unknown and it takes a whole host."""
     reserved_bytes: int | None
     """What the newest placement reserved."""
     submitted_at: float
@@ -133,7 +136,7 @@ class JobRecord:
             lost=int(fields["lost"]),
             stalled=int(fields.get("stalled") or 0),
             store_id=fields.get("store_id", ""),
-            estimates=optional(json.loads, "estimates"),
+            demands=optional(_DEMANDS.validate_json, "demands"),
             reserved_bytes=optional(int, "reserved_bytes"),
             submitted_at=int(fields["submitted_at"]) / 1000,
             queued_at=int(fields["queued_at"]) / 1000,
@@ -161,7 +164,7 @@ class JobRecord:
             "charged_attempts": self.charged,
             "lost_hosts": self.lost,
             "host": self.host_name,
-            "estimates": self.estimates,
+            "demands": {name: _plain(one) for name, one in self.demands.items()} if self.demands else None,
             "reserved_bytes": self.reserved_bytes,
             "submitted_at": self.submitted_at,
             "started_at": self.started_at,
@@ -198,6 +201,28 @@ class HostInfo(Value):
     system: str
     versions: dict[str, str]
     allow_remote_code: bool = False
+    chip: str = ""
+    """Names the lessons that hold here, such as `Apple M3 Max`."""
+    cached: tuple[str, ...] = ()
+    """Bases that are on its disk: digests and `hub id@revision`."""
+    available_bytes: int | None = None
+    """What other processes leave to new jobs, beyond what this machine's jobs have reserved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """What one placed or running job holds."""
+
+    job: JobId
+    host: HostId
+    machine: str
+    bytes: int
+    placed_at: float = 0.0
+    """Seconds since 1970 on Redis' clock, like the next one."""
+    ends_at: float | None = None
+    """As estimated when it was placed."""
+    beside: JobId | None = None
+    """It was let in because it leaves room for this one, which has a reservation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +243,16 @@ class HostRecord:
     """Placements in a row that it did not take."""
     rest_seconds: float
     """For so long it is left alone, as it took none of its last placements."""
-    committed_bytes: int
-    jobs: tuple[JobId, ...]
+    held: tuple[Commitment, ...]
     """What is placed or running on it."""
+
+    @property
+    def committed_bytes(self) -> int:
+        return sum(one.bytes for one in self.held)
+
+    @property
+    def jobs(self) -> tuple[JobId, ...]:
+        return tuple(one.job for one in self.held)
 
     def as_json(self) -> dict[str, Any]:
         """The host for `--json`."""

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from graft_scheduler.complaints import explain
+from graft_scheduler.demand import Demand
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hyperparameters import Method
 from graft_scheduler.job_settings import build_train_job
@@ -173,18 +174,20 @@ class MLXTrainer:
         if needed is None:
             self._say(f"no gradient checkpointing: the hub does not tell how large {job.model.source} is")
             return job
-        without = needed[device.kind.value]
+        without = needed[device.kind.value].preferred_bytes
         if without <= device.budget_bytes:
             return job
         job, least = _checked(job.model_copy(update={"gradient_checkpointing": True}))
-        self._say(describe(without, least[device.kind.value] if least else None, device.budget_bytes))
+        self._say(
+            describe(without, least[device.kind.value].minimum_bytes if least else None, device.budget_bytes)
+        )
         return job
 
     def _say(self, text: str) -> None:
         self._tell(Log(job=LOCAL, token=Token(0), level="warning", text=text))
 
 
-def _checked(job: TrainJob) -> tuple[TrainJob, dict[str, int] | None]:
+def _checked(job: TrainJob) -> tuple[TrainJob, dict[str, Demand] | None]:
     """As it will run, and its peak memory in bytes by `Backend`, where that can be known."""
     from graft_scheduler import submission  # with the store, which nothing else here needs
 
@@ -193,7 +196,7 @@ def _checked(job: TrainJob) -> tuple[TrainJob, dict[str, int] | None]:
     except InvalidInput as error:
         raise in_own_names(error) from error
     assert isinstance(checked.spec, TrainJob)  # a check changes no job's kind
-    return checked.spec, checked.estimates
+    return checked.spec, checked.demands
 
 
 def describe(without_bytes: int, with_bytes: int | None, budget_bytes: int) -> str:

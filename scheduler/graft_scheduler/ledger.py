@@ -1,0 +1,360 @@
+"""The fleet within one decision: what each host still has to give, and the room that is kept.
+
+Nothing here outlives the decision, and nothing looks at a clock or at Redis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from graft_scheduler.demand import Request
+from graft_scheduler.lessons import Lessons
+from graft_scheduler.rooms import (
+    HostRoom,
+    Need,
+    PendingJob,
+    Placement,
+    Reservation,
+    Running,
+    fetch_seconds,
+    need_on,
+    run_seconds,
+)
+from graft_scheduler.states import HostId, JobId
+
+LONG_SECONDS = 7 * 86_400.0
+"""A running job of which nobody knows when it ends is taken to end after this: late, but it ends."""
+SURELY = 2.0
+"""A job surely ends before a time when twice its estimate does."""
+ALIKE = 1.1
+"""Hosts whose sizes differ by no more are of one size class."""
+
+
+@dataclass(slots=True)
+class Machine:
+    """What the workers of one machine share."""
+
+    committed_bytes: int
+    available_bytes: int | None
+    stands: list[Stand]
+    kept: Kept | None = None
+    """At most one job has a reservation on a machine."""
+
+
+@dataclass(slots=True)
+class Stand:
+    """A host as it stands at this point of the decision."""
+
+    index: int
+    room: HostRoom
+    machine: Machine
+    size_class: int
+    committed_bytes: int
+    used_slots: int
+    running: list[Running]
+    takes_new_jobs: bool
+    largest_bytes: int
+    version: int = 0
+    """Rises with every change of what it can give."""
+
+    @property
+    def free_bytes(self) -> int:
+        room, machine = self.room, self.machine
+        free = min(room.budget_bytes - self.committed_bytes, room.machine_bytes - machine.committed_bytes)
+        return free if machine.available_bytes is None else min(free, machine.available_bytes)
+
+
+@dataclass(slots=True)
+class Kept:
+    """A reservation, and what it leaves to others."""
+
+    job: JobId
+    priority: int
+    stand: Stand
+    need: Need
+    starts_in_seconds: float = LONG_SECONDS
+    is_known: bool = False
+    """Whether that follows from what is known of the running jobs."""
+    host_extra: int = 0
+    """Bytes of the host that will be free beside it when it starts; of the machine; and slots."""
+    machine_extra: int = 0
+    slot_extra: int = 0
+    waits_for: JobId | None = None
+    """The last running job that must end before."""
+
+    @property
+    def bytes(self) -> int:
+        return min(self.need.most_bytes, self.stand.largest_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a host can give to a job now."""
+
+    bytes: int
+    beside: JobId | None
+
+
+class Kind:
+    """Jobs that are alike, as they look at hosts."""
+
+    def __init__(self, sample: PendingJob, lessons: Lessons) -> None:
+        self.request: Request = sample.request
+        self.avoid = sample.avoid
+        self.above_bytes = sample.above_bytes
+        self.is_paused = sample.pause_seconds > 0
+        self._lessons = lessons
+        self._needs: dict[tuple[str, str, str, int], Need] = {}
+        self._fallback_speed = _mean_speed(sample.request, lessons)
+
+    def need(self, room: HostRoom) -> Need:
+        """What one such job needs on that host."""
+        key = (room.backend, room.chip, room.mlx, room.largest_bytes)
+        need = self._needs.get(key)
+        if need is None:
+            need = self._needs[key] = need_on(self.request, room, self._lessons)
+        return need
+
+    def seconds(self, room: HostRoom) -> float | None:
+        """How long it will take there, where that can be told."""
+        return run_seconds(self.request, room, self._lessons)
+
+    def ends(self, room: HostRoom) -> float:
+        """For comparing hosts: a chip not met yet is taken to be as fast as the others are on average."""
+        known = self.seconds(room)
+        if known is not None:
+            return known
+        work = 0.0
+        if self.request.flops is not None and self._fallback_speed is not None:
+            work = self.request.flops / self._fallback_speed
+        return fetch_seconds(self.request, room) + work
+
+    def allows(self, room: HostRoom, need: Need) -> bool:
+        """Whether the host could run such a job if it had nothing else."""
+        largest = room.largest_bytes
+        return (
+            need.least_bytes <= largest
+            and largest > self.above_bytes
+            and self.request.store_id == room.store_id
+            and (room.allow_remote_code or not self.request.needs_remote_code)
+        )
+
+
+class Ledger:
+    """All hosts, and what this decision has given out so far."""
+
+    def __init__(self, rooms: Sequence[HostRoom]) -> None:
+        self._machines: dict[str, Machine] = {}
+        classes = _size_classes(room.largest_bytes for room in rooms)
+        self.stands = [self._stand(index, room, classes) for index, room in enumerate(rooms)]
+        self.by_id: dict[HostId, Stand] = {stand.room.id: stand for stand in self.stands}
+        self.open: list[Stand] = [stand for stand in self.stands if self._is_open(stand)]
+        """Hosts with something to give when the decision began."""
+        self.changes: list[Stand] = []
+        """Every change of what a host can give, in order."""
+
+    def offer(self, kind: Kind, job: JobId, priority: int, stand: Stand) -> Offer | None:
+        """What the host can give to such a job now, and leave room that is kept intact."""
+        if not self._is_open(stand) or kind.is_paused:
+            return None
+        room = stand.room
+        need = kind.need(room)
+        if not kind.allows(room, need):
+            return None
+        if need.is_alone and (stand.machine.committed_bytes > 0 or stand.committed_bytes > 0):
+            return None
+        most = stand.free_bytes
+        beside = None
+        kept = stand.machine.kept
+        if kept is not None and kept.job != job and priority >= kept.priority:
+            beside, extra = _beside(kept, kind, need, stand)
+            if extra is not None:
+                most = min(most, extra)
+        return Offer(min(most, need.most_bytes), beside) if need.least_bytes <= most else None
+
+    def commit(self, placement: Placement) -> None:
+        """Give it out."""
+        stand = self.by_id[placement.host]
+        stand.committed_bytes += placement.bytes
+        stand.used_slots += 1
+        stand.machine.committed_bytes += placement.bytes
+        if stand.machine.available_bytes is not None:
+            stand.machine.available_bytes -= placement.bytes
+        stand.running.append(Running(placement.job, placement.bytes, placement.seconds, placement.beside))
+        self._changed(stand.machine)
+
+    def restore(self, reservations: Iterable[Reservation]) -> None:
+        """Keep what an earlier decision kept."""
+        for one in reservations:
+            stand = self.by_id.get(one.host)
+            if stand is not None:
+                need = Need(one.least_bytes, one.bytes, one.is_alone)
+                self.keep(Kept(one.job, one.priority, stand, need))
+
+    def keep(self, kept: Kept) -> None:
+        """Keep room for a job; whatever was kept on that machine is kept no longer."""
+        kept.stand.machine.kept = kept
+        self._changed(kept.stand.machine)
+
+    def let_go(self, stand: Stand) -> None:
+        """Keep nothing on that machine any longer."""
+        stand.machine.kept = None
+        self._changed(stand.machine)
+
+    def reservations(self) -> list[Reservation]:
+        """All that is kept, by host."""
+        return [
+            Reservation(
+                job=kept.job,
+                host=kept.stand.room.id,
+                bytes=kept.bytes,
+                least_bytes=kept.need.least_bytes,
+                is_alone=kept.need.is_alone,
+                priority=kept.priority,
+                starts_in_seconds=kept.starts_in_seconds if kept.is_known else None,
+            )
+            for machine in self._machines.values()
+            if (kept := machine.kept) is not None
+        ]
+
+    def rooms(self) -> list[HostRoom]:
+        """The hosts as they are after this decision."""
+        return [_room_after(stand) for stand in self.stands]
+
+    def _changed(self, machine: Machine) -> None:
+        if machine.kept is not None:
+            foresee(machine.kept)
+        for stand in machine.stands:
+            stand.version += 1
+            self.changes.append(stand)
+
+    def _stand(self, index: int, room: HostRoom, classes: Mapping[int, int]) -> Stand:
+        machine = self._machines.get(room.machine_id)
+        if machine is None:
+            machine = Machine(room.machine_committed_bytes, room.available_bytes, [])
+            self._machines[room.machine_id] = machine
+        else:
+            machine.committed_bytes = max(machine.committed_bytes, room.machine_committed_bytes)
+            both = [one for one in (machine.available_bytes, room.available_bytes) if one is not None]
+            machine.available_bytes = min(both, default=None)
+        stand = Stand(
+            index=index,
+            room=room,
+            machine=machine,
+            size_class=classes[room.largest_bytes],
+            committed_bytes=room.committed_bytes,
+            used_slots=room.used_slots,
+            running=list(room.running),
+            takes_new_jobs=room.takes_new_jobs,
+            largest_bytes=room.largest_bytes,
+        )
+        machine.stands.append(stand)
+        return stand
+
+    @staticmethod
+    def _is_open(stand: Stand) -> bool:
+        return stand.takes_new_jobs and stand.used_slots < stand.room.slots and stand.free_bytes > 0
+
+
+def foresee(kept: Kept) -> None:
+    """Work out when the job will be able to start, and what will be free beside it then.
+
+    Jobs that were let in beside it are taken to stay for ever: they were let in because they leave
+    its room. All others end, so it waits no longer than the host takes to finish them.
+    """
+    stand, need = kept.stand, kept.need
+    room, machine = stand.room, stand.machine
+    host_free = room.budget_bytes - stand.committed_bytes
+    machine_free = room.machine_bytes - machine.committed_bytes
+    others = machine.available_bytes
+    slots = room.slots - stand.used_slots
+    seconds, known, last = 0.0, True, None
+
+    def fits() -> bool:
+        free = min(host_free, machine_free) if others is None else min(host_free, machine_free, others)
+        is_empty = machine_free >= room.machine_bytes and host_free >= room.budget_bytes
+        return slots > 0 and need.least_bytes <= free and (is_empty or not need.is_alone)
+
+    for ends_in, is_known, one, is_here in _endings(kept):
+        if fits():
+            break
+        seconds, known, last = ends_in, known and is_known, one.job
+        machine_free += one.bytes
+        others = None if others is None else others + one.bytes
+        if is_here:
+            host_free += one.bytes
+            slots += 1
+    if not fits():  # something is held that no running job accounts for, or other processes hold it
+        seconds, known, last = LONG_SECONDS, False, None
+        beside = [(one, at is stand) for at in machine.stands for one in at.running if one.beside == kept.job]
+        host_free = room.budget_bytes - sum(one.bytes for one, is_here in beside if is_here)
+        machine_free = room.machine_bytes - sum(one.bytes for one, _ in beside)
+        slots = room.slots - sum(is_here for _, is_here in beside)
+    kept.starts_in_seconds, kept.is_known, kept.waits_for = seconds, known, last
+    kept.host_extra, kept.machine_extra = host_free - kept.bytes, machine_free - kept.bytes
+    kept.slot_extra = slots - 1
+
+
+def _endings(kept: Kept) -> list[tuple[float, bool, Running, bool]]:
+    """The running jobs of the machine that will make room, in the order in which they end."""
+    found = [
+        (
+            LONG_SECONDS if one.seconds_left is None else min(one.seconds_left, LONG_SECONDS),
+            one.seconds_left is not None,
+            one,
+            at is kept.stand,
+        )
+        for at in kept.stand.machine.stands
+        for one in at.running
+        if one.beside != kept.job
+    ]
+    return sorted(found, key=lambda ending: (ending[0], ending[2].job))
+
+
+def _beside(kept: Kept, kind: Kind, need: Need, stand: Stand) -> tuple[JobId | None, int | None]:
+    """Beside which reservation a job would run, and the most it may take; nothing and nothing when
+    it will surely have ended before.
+    """
+    seconds = kind.seconds(stand.room)
+    if seconds is not None and kept.is_known and seconds * SURELY <= kept.starts_in_seconds:
+        return None, None
+    if kept.need.is_alone or need.is_alone:
+        return kept.job, -1
+    if stand is not kept.stand:
+        return kept.job, kept.machine_extra
+    return kept.job, min(kept.host_extra, kept.machine_extra) if kept.slot_extra > 0 else -1
+
+
+def _mean_speed(request: Request, lessons: Lessons) -> float | None:
+    speeds = [
+        lesson.flops_per_second
+        for key, lesson in sorted(lessons.items())
+        if key[:2] == (request.family, request.method) and lesson.flops_per_second is not None
+    ]
+    return sum(speeds) / len(speeds) if speeds else None
+
+
+def _size_classes(sizes: Iterable[int]) -> dict[int, int]:
+    """Size to class, smallest first; a class ends where a size is a tenth above its smallest."""
+    classes: dict[int, int] = {}
+    number, smallest = -1, 0.0
+    for size in sorted(set(sizes)):
+        if number < 0 or size > smallest * ALIKE:
+            number, smallest = number + 1, size
+        classes[size] = number
+    return classes
+
+
+def _room_after(stand: Stand) -> HostRoom:
+    room = stand.room
+    if stand.used_slots == room.used_slots and stand.machine.committed_bytes == room.machine_committed_bytes:
+        return room
+    return replace(
+        room,
+        committed_bytes=stand.committed_bytes,
+        used_slots=stand.used_slots,
+        machine_committed_bytes=stand.machine.committed_bytes,
+        available_bytes=stand.machine.available_bytes,
+        running=tuple(stand.running),
+    )
