@@ -31,6 +31,10 @@ ALIKE = 1.1
 """Hosts whose sizes differ by no more are of one size class."""
 
 
+Make = tuple[str, str, str, int, str, bool, frozenset[str]]
+"""All that a job that is placed there can tell of a host, other than what it has to do."""
+
+
 @dataclass(slots=True)
 class Machine:
     """What the workers of one machine share."""
@@ -49,12 +53,15 @@ class Stand:
     index: int
     room: HostRoom
     machine: Machine
+    make: int
+    """Hosts of one make are alike to every job, other than by what they have to do."""
     size_class: int
     committed_bytes: int
     used_slots: int
     running: list[Running]
     takes_new_jobs: bool
     largest_bytes: int
+    shelf: Shelf | None = None
     version: int = 0
     """Rises with every change of what it can give."""
 
@@ -63,6 +70,25 @@ class Stand:
         room, machine = self.room, self.machine
         free = min(room.budget_bytes - self.committed_bytes, room.machine_bytes - machine.committed_bytes)
         return free if machine.available_bytes is None else min(free, machine.available_bytes)
+
+
+@dataclass(slots=True)
+class Shelf:
+    """Hosts that were alike in all that a job looks at when the decision began, by their ids."""
+
+    stands: list[Stand]
+    _changed: int = 0
+    """So many of the first have changed since."""
+
+    def first(self) -> Stand | None:
+        """The first that is still as it was."""
+        while self._changed < len(self.stands) and self.stands[self._changed].version > 0:
+            self._changed += 1
+        return self.stands[self._changed] if self._changed < len(self.stands) else None
+
+    def all(self) -> list[Stand]:
+        """Those that are still as they were."""
+        return [stand for stand in self.stands if stand.version == 0]
 
 
 @dataclass(slots=True)
@@ -96,6 +122,20 @@ class Offer:
     beside: JobId | None
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What jobs that are alike find on hosts that are alike, whatever else is there."""
+
+    need: Need
+    is_allowed: bool
+    """Whether such a host could run such a job if it had nothing else."""
+    lacks_base: bool
+    seconds: float | None
+    """How long the job will take there, where that can be told."""
+    ends: float
+    """The same for comparing: a chip not met yet is taken to be as fast as the others on average."""
+
+
 class Kind:
     """Jobs that are alike, as they look at hosts."""
 
@@ -105,33 +145,16 @@ class Kind:
         self.above_bytes = sample.above_bytes
         self.is_paused = sample.pause_seconds > 0
         self._lessons = lessons
-        self._needs: dict[tuple[str, str, str, int], Need] = {}
-        self._fallback_speed = _mean_speed(sample.request, lessons)
+        self._looks: dict[int, Look] = {}
 
-    def need(self, room: HostRoom) -> Need:
-        """What one such job needs on that host."""
-        key = (room.backend, room.chip, room.mlx, room.largest_bytes)
-        need = self._needs.get(key)
-        if need is None:
-            need = self._needs[key] = need_on(self.request, room, self._lessons)
-        return need
+    def look(self, stand: Stand) -> Look:
+        """What such a job finds on that host."""
+        look = self._looks.get(stand.make)
+        if look is None:
+            look = self._looks[stand.make] = self._first_look(stand.room)
+        return look
 
-    def seconds(self, room: HostRoom) -> float | None:
-        """How long it will take there, where that can be told."""
-        return run_seconds(self.request, room, self._lessons)
-
-    def ends(self, room: HostRoom) -> float:
-        """For comparing hosts: a chip not met yet is taken to be as fast as the others are on average."""
-        known = self.seconds(room)
-        if known is not None:
-            return known
-        work = 0.0
-        if self.request.flops is not None and self._fallback_speed is not None:
-            work = self.request.flops / self._fallback_speed
-        return fetch_seconds(self.request, room) + work
-
-    def allows(self, room: HostRoom, need: Need) -> bool:
-        """Whether the host could run such a job if it had nothing else."""
+    def _allows(self, room: HostRoom, need: Need) -> bool:
         largest = room.largest_bytes
         return (
             need.least_bytes <= largest
@@ -140,17 +163,37 @@ class Kind:
             and (room.allow_remote_code or not self.request.needs_remote_code)
         )
 
+    def _first_look(self, room: HostRoom) -> Look:
+        need = need_on(self.request, room, self._lessons)
+        if not self._allows(room, need):
+            return Look(need, is_allowed=False, lacks_base=False, seconds=None, ends=0.0)
+        seconds = run_seconds(self.request, room, self._lessons)
+        return Look(
+            need=need,
+            is_allowed=True,
+            lacks_base=self.request.model is not None and self.request.model not in room.cached,
+            seconds=seconds,
+            ends=self._guessed_seconds(room) if seconds is None else seconds,
+        )
+
+    def _guessed_seconds(self, room: HostRoom) -> float:
+        speed = None if self.request.flops is None else _mean_speed(self.request, self._lessons)
+        work = 0.0 if speed is None or self.request.flops is None else self.request.flops / speed
+        return fetch_seconds(self.request, room) + work
+
 
 class Ledger:
     """All hosts, and what this decision has given out so far."""
 
     def __init__(self, rooms: Sequence[HostRoom]) -> None:
         self._machines: dict[str, Machine] = {}
+        self._makes: dict[Make, int] = {}
         classes = _size_classes(room.largest_bytes for room in rooms)
         self.stands = [self._stand(index, room, classes) for index, room in enumerate(rooms)]
         self.by_id: dict[HostId, Stand] = {stand.room.id: stand for stand in self.stands}
-        self.open: list[Stand] = [stand for stand in self.stands if self._is_open(stand)]
-        """Hosts with something to give when the decision began."""
+        self.open: list[list[Shelf]] = [[] for _ in range(1 + max(classes.values(), default=-1))]
+        """Hosts with something to give when the decision began, by size class, alike ones together."""
+        self._fill_shelves()
         self.changes: list[Stand] = []
         """Every change of what a host can give, in order."""
 
@@ -158,17 +201,17 @@ class Ledger:
         """What the host can give to such a job now, and leave room that is kept intact."""
         if not self._is_open(stand) or kind.is_paused:
             return None
-        room = stand.room
-        need = kind.need(room)
-        if not kind.allows(room, need):
+        look = kind.look(stand)
+        if not look.is_allowed:
             return None
+        need = look.need
         if need.is_alone and (stand.machine.committed_bytes > 0 or stand.committed_bytes > 0):
             return None
         most = stand.free_bytes
         beside = None
         kept = stand.machine.kept
         if kept is not None and kept.job != job and priority >= kept.priority:
-            beside, extra = _beside(kept, kind, need, stand)
+            beside, extra = _beside(kept, look, stand)
             if extra is not None:
                 most = min(most, extra)
         return Offer(min(most, need.most_bytes), beside) if need.least_bytes <= most else None
@@ -222,6 +265,21 @@ class Ledger:
         """The hosts as they are after this decision."""
         return [_room_after(stand) for stand in self.stands]
 
+    def _fill_shelves(self) -> None:
+        shelves: dict[tuple[int, ...], Shelf] = {}
+        for stand in sorted(self.stands, key=lambda stand: stand.room.id):
+            if not self._is_open(stand):
+                continue
+            room = stand.room
+            done = (stand.committed_bytes, stand.machine.committed_bytes, stand.used_slots)
+            key = (stand.make, stand.free_bytes, room.slots, room.missed_claims, *done)
+            shelf = shelves.get(key)
+            if shelf is None:
+                shelf = shelves[key] = Shelf([])
+                self.open[stand.size_class].append(shelf)
+            shelf.stands.append(stand)
+            stand.shelf = shelf
+
     def _changed(self, machine: Machine) -> None:
         if machine.kept is not None:
             foresee(machine.kept)
@@ -242,6 +300,7 @@ class Ledger:
             index=index,
             room=room,
             machine=machine,
+            make=self._makes.setdefault(_make(room), len(self._makes)),
             size_class=classes[room.largest_bytes],
             committed_bytes=room.committed_bytes,
             used_slots=room.used_slots,
@@ -312,14 +371,13 @@ def _endings(kept: Kept) -> list[tuple[float, bool, Running, bool]]:
     return sorted(found, key=lambda ending: (ending[0], ending[2].job))
 
 
-def _beside(kept: Kept, kind: Kind, need: Need, stand: Stand) -> tuple[JobId | None, int | None]:
+def _beside(kept: Kept, look: Look, stand: Stand) -> tuple[JobId | None, int | None]:
     """Beside which reservation a job would run, and the most it may take; nothing and nothing when
     it will surely have ended before.
     """
-    seconds = kind.seconds(stand.room)
-    if seconds is not None and kept.is_known and seconds * SURELY <= kept.starts_in_seconds:
+    if look.seconds is not None and kept.is_known and look.seconds * SURELY <= kept.starts_in_seconds:
         return None, None
-    if kept.need.is_alone or need.is_alone:
+    if kept.need.is_alone or look.need.is_alone:
         return kept.job, -1
     if stand is not kept.stand:
         return kept.job, kept.machine_extra
@@ -333,6 +391,18 @@ def _mean_speed(request: Request, lessons: Lessons) -> float | None:
         if key[:2] == (request.family, request.method) and lesson.flops_per_second is not None
     ]
     return sum(speeds) / len(speeds) if speeds else None
+
+
+def _make(room: HostRoom) -> Make:
+    return (
+        room.backend,
+        room.chip,
+        room.mlx,
+        room.largest_bytes,
+        room.store_id,
+        room.allow_remote_code,
+        room.cached,
+    )
 
 
 def _size_classes(sizes: Iterable[int]) -> dict[int, int]:

@@ -16,15 +16,21 @@ from typing import NamedTuple
 from graft_scheduler.ledger import Kept, Kind, Ledger, Offer, Stand, foresee
 from graft_scheduler.lessons import Lesson, LessonKey, Lessons
 from graft_scheduler.rooms import HostRoom, PendingJob, Placement, Reservation
-from graft_scheduler.states import JobId
+from graft_scheduler.states import HostId, JobId
 
 PRIORITY_STEP = 10**13
 """As in `submit.lua`: an order in the queue is priority times this, plus the number of the submission."""
-NEW_RESERVATIONS = 8
+NEW_RESERVATIONS = 4
 """Made in one decision at most: each looks at every host. The next decision makes the next ones."""
+MOST_PLACEMENTS = 250
+"""In one decision, so that it never takes long; the next one follows at once."""
 NOTHING_LEARNED: Mapping[LessonKey, Lesson] = {}
 
 Preference = tuple[int, bool, int, int, bool, float, int, int, str]
+IDEAL = (0, False, 0)
+"""How a preference begins when a host has nothing against it but, perhaps, its size."""
+Entry = tuple[Preference, int, int]
+"""A host by its number, and its version when it was looked at; it is out of date when that has changed."""
 
 
 class Queued(NamedTuple):
@@ -78,17 +84,16 @@ def place(
 def group(pending: Iterable[PendingJob]) -> list[Group]:
     """The jobs by what they are alike in."""
     texts: dict[int, str] = {}  # of requests by identity: writing one out is slow, and they are shared
-    found: dict[tuple[object, ...], tuple[PendingJob, list[Queued]]] = {}
+    found: dict[tuple[str, HostId | None, int, float, HostId | None], tuple[PendingJob, list[Queued]]] = {}
     for number, job in enumerate(pending):
         text = texts.get(id(job.request))
         if text is None:
             text = texts[id(job.request)] = job.request.model_dump_json()
         key = (text, job.avoid, job.above_bytes, job.pause_seconds, job.reserved_on)
-        queued = Queued(job.priority * PRIORITY_STEP + number, job.id)
-        if key in found:
-            found[key][1].append(queued)
-        else:
-            found[key] = (job, [queued])
+        alike = found.get(key)
+        if alike is None:
+            alike = found[key] = (job, [])
+        alike[1].append(Queued(job.priority * PRIORITY_STEP + number, job.id))
     return [Group(repr(key[:3]), sample, sorted(jobs)) for key, (sample, jobs) in found.items()]
 
 
@@ -102,7 +107,8 @@ def place_groups(groups: Sequence[Group], hosts: Sequence[HostRoom], lessons: Le
     is_partial = False
     waiting = [(turn.next_job, number) for number, turn in enumerate(turns)]
     while waiting:
-        turn = turns[waiting[0][1]]
+        number = waiting[0][1]
+        turn = turns[number]
         placement = turn.placement()
         if placement is None:
             heapq.heappop(waiting)
@@ -112,12 +118,12 @@ def place_groups(groups: Sequence[Group], hosts: Sequence[HostRoom], lessons: Le
         placements.append(placement)
         is_partial |= reservations.note_placed(placement)
         if turn.step():
-            heapq.heapreplace(waiting, (turn.next_job, waiting[0][1]))
-            continue
-        heapq.heappop(waiting)
-        if turn.group.is_cut:
+            heapq.heapreplace(waiting, (turn.next_job, number))
+        else:
+            heapq.heappop(waiting)
+        if len(placements) >= MOST_PLACEMENTS or (turn.is_over and turn.group.is_cut):
             is_partial = True
-            break
+            break  # nobody may overtake those that were not looked at
     placed = {placement.job for placement in placements}
     kept = [one for one in ledger.reservations() if one.job not in placed]
     return Decision(placements, kept, ledger.rooms(), is_partial)
@@ -133,8 +139,8 @@ class _Turn:
     number: int = 0
     """Of the job whose turn it is."""
     kind: Kind = field(init=False)
-    _ranking: list[tuple[Preference, int, int]] | None = None
-    """Heap of preference, host and the host's version when it was looked at."""
+    _rankings: dict[int, list[Entry]] = field(default_factory=dict)
+    """A heap for each size of hosts that was asked for."""
     _seen: int = 0
     _priority: int = 0
 
@@ -148,47 +154,77 @@ class _Turn:
     def step(self) -> bool:
         """On to the next job; whether there is one."""
         self.number += 1
-        return self.number < len(self.group.jobs)
+        return not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        return self.number >= len(self.group.jobs)
 
     def placement(self) -> Placement | None:
         """The best host for the next job, or nothing."""
         job = self.next_job
-        ranking = self._ranked(job)
-        while ranking:
-            _, index, version = ranking[0]
-            stand = self.ledger.stands[index]
-            offer = self._offer(job, stand) if stand.version == version else None
-            if offer is not None:
-                seconds = self.kind.seconds(stand.room)
-                return Placement(job.id, stand.room.id, offer.bytes, seconds, offer.beside)
-            heapq.heappop(ranking)
-        return None
+        self._catch_up(job)
+        best: Entry | None = None
+        for size_class in range(len(self.ledger.open)):
+            entry = self._best_of(size_class, job)
+            if entry is not None and (best is None or entry < best):
+                best = entry
+            if best is not None and best[0][:3] == IDEAL:
+                break  # a larger host cannot be better
+        if best is None:
+            return None
+        stand = self.ledger.stands[best[1]]
+        offer = self._offer(job, stand)
+        assert offer is not None  # the entry is up to date
+        seconds = self.kind.look(stand).seconds
+        return Placement(job.id, stand.room.id, offer.bytes, seconds, offer.beside)
 
-    def _ranked(self, job: Queued) -> list[tuple[Preference, int, int]]:
-        """Every host that could take the job, best first; only what changed is looked at again."""
+    def _catch_up(self, job: Queued) -> None:
+        """Look again at the hosts that changed since this group's last turn."""
         changes = self.ledger.changes
-        if self._ranking is None or self._priority != job.priority:
-            self._ranking = self._rank(job, self.ledger.open)
-            heapq.heapify(self._ranking)
-        else:
-            changed = {stand.index: stand for stand in changes[self._seen :]}
-            for entry in self._rank(job, changed.values()):
-                heapq.heappush(self._ranking, entry)
+        if self._priority != job.priority:  # what is kept for others may mean something else to it
+            self._rankings.clear()
+        for stand in {stand.index: stand for stand in changes[self._seen :]}.values():
+            if (ranking := self._rankings.get(stand.size_class)) is not None:
+                self._push(ranking, stand, job)
         self._seen, self._priority = len(changes), job.priority
-        return self._ranking
 
-    def _rank(self, job: Queued, stands: Iterable[Stand]) -> list[tuple[Preference, int, int]]:
-        return [
-            (self._preference(stand, offer), stand.index, stand.version)
-            for stand in stands
-            if (offer := self._offer(job, stand)) is not None
-        ]
+    def _best_of(self, size_class: int, job: Queued) -> Entry | None:
+        """Of the hosts of one size; they are looked at when they are first asked for."""
+        ranking = self._rankings.get(size_class)
+        if ranking is None:
+            ranking = self._rankings[size_class] = self._rank(size_class, job)
+        while ranking and self.ledger.stands[ranking[0][1]].version != ranking[0][2]:
+            _, index, version = heapq.heappop(ranking)
+            shelf = self.ledger.stands[index].shelf
+            if version == 0 and shelf is not None and self.kind.avoid is None:
+                self._push(ranking, shelf.first(), job)
+        return ranking[0] if ranking else None
+
+    def _rank(self, size_class: int, job: Queued) -> list[Entry]:
+        """One of each shelf will do, the first by its id, unless the job has a host to avoid."""
+        ranking: list[Entry] = []
+        for shelf in self.ledger.open[size_class]:
+            if not self.kind.look(shelf.stands[0]).is_allowed:
+                continue
+            for stand in [shelf.first()] if self.kind.avoid is None else shelf.all():
+                self._push(ranking, stand, job)
+        for stand in {one.index: one for one in self.ledger.changes}.values():
+            if stand.size_class == size_class:
+                self._push(ranking, stand, job)
+        return ranking
+
+    def _push(self, ranking: list[Entry], stand: Stand | None, job: Queued) -> None:
+        entry = None if stand is None else self._entry(stand, job)
+        if entry is not None:
+            heapq.heappush(ranking, entry)
+
+    def _entry(self, stand: Stand, job: Queued) -> Entry | None:
+        offer = self._offer(job, stand)
+        return None if offer is None else (preference(self.kind, stand, offer), stand.index, stand.version)
 
     def _offer(self, job: Queued, stand: Stand) -> Offer | None:
         return self.ledger.offer(self.kind, job.id, job.priority, stand)
-
-    def _preference(self, stand: Stand, offer: Offer) -> Preference:
-        return preference(self.kind, stand, offer)
 
 
 def preference(kind: Kind, stand: Stand, offer: Offer) -> Preference:
@@ -198,15 +234,15 @@ def preference(kind: Kind, stand: Stand, offer: Offer) -> Preference:
     that is to be had, in eighths; the smallest; with the base at hand; where it ends sooner; the
     tightest fit.
     """
-    room = stand.room
-    most = kind.need(room).most_bytes
+    room, look = stand.room, kind.look(stand)
+    most = look.need.most_bytes
     return (
         room.missed_claims,
         room.id == kind.avoid,
-        -(-8 * (most - offer.bytes) // most) if most else 0,
+        -(-8 * (most - offer.bytes) // most) if offer.bytes < most else 0,
         stand.size_class,
-        kind.request.model is not None and kind.request.model not in room.cached,
-        kind.ends(room),
+        look.lacks_base,
+        look.ends,
         stand.free_bytes - offer.bytes,
         stand.used_slots,
         room.id,
@@ -258,10 +294,10 @@ class _Reservations:
         stand = self._ledger.by_id.get(host) if host else None
         if stand is None or stand.machine.kept is not None or turn.group.kind in self._kinds:
             return
-        need = turn.kind.need(stand.room)
-        if stand.takes_new_jobs and turn.kind.allows(stand.room, need) and not turn.kind.is_paused:
+        look = turn.kind.look(stand)
+        if stand.takes_new_jobs and look.is_allowed and not turn.kind.is_paused:
             job = turn.next_job
-            self._ledger.keep(Kept(job.id, job.priority, stand, need))
+            self._ledger.keep(Kept(job.id, job.priority, stand, look.need))
             self._kinds[turn.group.kind] = job.id
 
     def _forget(self, job: JobId) -> None:
@@ -275,10 +311,10 @@ class _Reservations:
         job, held = turn.next_job, stand.machine.kept
         if not stand.takes_new_jobs or (held is not None and job.priority >= held.priority):
             return None
-        need = turn.kind.need(stand.room)
-        if not turn.kind.allows(stand.room, need):
+        look = turn.kind.look(stand)
+        if not look.is_allowed:
             return None
-        kept = Kept(job.id, job.priority, stand, need)
+        kept = Kept(job.id, job.priority, stand, look.need)
         foresee(kept)
         return kept
 

@@ -47,7 +47,7 @@ def explain_wait(
 def never_fits(job: PendingJob, hosts: Sequence[HostRoom], lessons: Lessons = NOTHING_LEARNED) -> bool:
     """Whether no registered host could run the job, however long it waits."""
     kind = Kind(job, lessons)
-    return bool(hosts) and not any(kind.allows(host, kind.need(host)) for host in hosts)
+    return bool(hosts) and not any(kind.look(stand).is_allowed for stand in Ledger(hosts).stands)
 
 
 def about(seconds: float) -> str:
@@ -70,7 +70,7 @@ class _Told:
 
 def _reason(job: PendingJob, kind: Kind, stand: Stand, ledger: Ledger, told: _Told) -> HostReason:
     room = stand.room
-    need = kind.need(room)
+    need = kind.look(stand).need
     if (never := _never(kind, room, need)) is not None:
         return HostReason(room.name, never, fits_ever=False)
     if (later := _not_now(job, room)) is not None:
