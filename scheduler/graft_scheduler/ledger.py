@@ -5,21 +5,23 @@ Nothing here outlives the decision, and nothing looks at a clock or at Redis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graft_scheduler.demand import Request
 from graft_scheduler.lessons import Lessons
 from graft_scheduler.rooms import (
+    FETCH_BYTES_PER_SECOND,
     HostRoom,
     Need,
     PendingJob,
     Placement,
     Reservation,
     Running,
-    fetch_seconds,
     need_on,
-    run_seconds,
+    train_seconds,
+    usual_seconds,
 )
 from graft_scheduler.states import HostId, JobId
 
@@ -31,8 +33,8 @@ ALIKE = 1.1
 """Hosts whose sizes differ by no more are of one size class."""
 
 
-Make = tuple[str, str, str, int, str, bool, frozenset[str]]
-"""All that a job that is placed there can tell of a host, other than what it has to do."""
+Make = tuple[str, str, str, int, str, bool]
+"""All that a job finds on a host other than what it has to do and has cached."""
 
 
 @dataclass(slots=True)
@@ -54,7 +56,6 @@ class Stand:
     room: HostRoom
     machine: Machine
     make: int
-    """Hosts of one make are alike to every job, other than by what they have to do."""
     size_class: int
     committed_bytes: int
     used_slots: int
@@ -124,16 +125,13 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What jobs that are alike find on hosts that are alike, whatever else is there."""
+    """What jobs that are alike find on hosts of one make, whatever those have to do and have cached."""
 
     need: Need
     is_allowed: bool
     """Whether such a host could run such a job if it had nothing else."""
-    lacks_base: bool
-    seconds: float | None
-    """How long the job will take there, where that can be told."""
-    ends: float
-    """The same for comparing: a chip not met yet is taken to be as fast as the others on average."""
+    train_seconds: float | None
+    """How long the training will take there, where that can be told."""
 
 
 class Kind:
@@ -146,6 +144,7 @@ class Kind:
         self.is_paused = sample.pause_seconds > 0
         self._lessons = lessons
         self._looks: dict[int, Look] = {}
+        self._usual_seconds = usual_seconds(sample.request, lessons)
 
     def look(self, stand: Stand) -> Look:
         """What such a job finds on that host."""
@@ -153,6 +152,29 @@ class Kind:
         if look is None:
             look = self._looks[stand.make] = self._first_look(stand.room)
         return look
+
+    def lacks_base(self, stand: Stand) -> bool:
+        """Whether the host would have to fetch the base."""
+        return self.request.model is not None and self.request.model not in stand.room.cached
+
+    def seconds(self, stand: Stand) -> float | None:
+        """How long such a job will take there, where that can be told."""
+        train = self.look(stand).train_seconds
+        return None if train is None else train + self._fetch_seconds(stand)
+
+    def ends(self, stand: Stand) -> float:
+        """For comparing: a chip not met yet is taken to be as fast as the others on average."""
+        train = self.look(stand).train_seconds
+        return (self._usual_seconds if train is None else train) + self._fetch_seconds(stand)
+
+    def _fetch_seconds(self, stand: Stand) -> float:
+        return self.request.weight_bytes / FETCH_BYTES_PER_SECOND if self.lacks_base(stand) else 0.0
+
+    def _first_look(self, room: HostRoom) -> Look:
+        need = need_on(self.request, room, self._lessons)
+        if not self._allows(room, need):
+            return Look(need, is_allowed=False, train_seconds=None)
+        return Look(need, is_allowed=True, train_seconds=train_seconds(self.request, room, self._lessons))
 
     def _allows(self, room: HostRoom, need: Need) -> bool:
         largest = room.largest_bytes
@@ -162,24 +184,6 @@ class Kind:
             and self.request.store_id == room.store_id
             and (room.allow_remote_code or not self.request.needs_remote_code)
         )
-
-    def _first_look(self, room: HostRoom) -> Look:
-        need = need_on(self.request, room, self._lessons)
-        if not self._allows(room, need):
-            return Look(need, is_allowed=False, lacks_base=False, seconds=None, ends=0.0)
-        seconds = run_seconds(self.request, room, self._lessons)
-        return Look(
-            need=need,
-            is_allowed=True,
-            lacks_base=self.request.model is not None and self.request.model not in room.cached,
-            seconds=seconds,
-            ends=self._guessed_seconds(room) if seconds is None else seconds,
-        )
-
-    def _guessed_seconds(self, room: HostRoom) -> float:
-        speed = None if self.request.flops is None else _mean_speed(self.request, self._lessons)
-        work = 0.0 if speed is None or self.request.flops is None else self.request.flops / speed
-        return fetch_seconds(self.request, room) + work
 
 
 class Ledger:
@@ -194,6 +198,7 @@ class Ledger:
         self.open: list[list[Shelf]] = [[] for _ in range(1 + max(classes.values(), default=-1))]
         """Hosts with something to give when the decision began, by size class, alike ones together."""
         self._fill_shelves()
+        self._soonest: list[tuple[int, int, int, float, Stand]] | None = None
         self.changes: list[Stand] = []
         """Every change of what a host can give, in order."""
 
@@ -211,7 +216,7 @@ class Ledger:
         beside = None
         kept = stand.machine.kept
         if kept is not None and kept.job != job and priority >= kept.priority:
-            beside, extra = _beside(kept, look, stand)
+            beside, extra = _beside(kept, kind, stand)
             if extra is not None:
                 most = min(most, extra)
         return Offer(min(most, need.most_bytes), beside) if need.least_bytes <= most else None
@@ -245,6 +250,21 @@ class Ledger:
         stand.machine.kept = None
         self._changed(stand.machine)
 
+    def by_soonest(self) -> list[tuple[int, int, int, float, Stand]]:
+        """Hosts that may get jobs, the soonest first that the first of their jobs ends: claims missed,
+        the time in coarse steps, size class, the time. No full host can have room before.
+        """
+        if self._soonest is None:
+            ends = {id(machine): _first_end(machine) for machine in self._machines.values()}
+            found = []
+            for one in self.stands:
+                if one.takes_new_jobs:
+                    at = ends[id(one.machine)]
+                    rank = (one.room.missed_claims, coarse_time(at), one.size_class, at, one.index)
+                    found.append(rank)
+            self._soonest = [(*rank[:4], self.stands[rank[4]]) for rank in sorted(found)]
+        return self._soonest
+
     def reservations(self) -> list[Reservation]:
         """All that is kept, by host."""
         return [
@@ -266,13 +286,14 @@ class Ledger:
         return [_room_after(stand) for stand in self.stands]
 
     def _fill_shelves(self) -> None:
-        shelves: dict[tuple[int, ...], Shelf] = {}
+        shelves: dict[tuple[frozenset[str], tuple[int, ...]], Shelf] = {}
         for stand in sorted(self.stands, key=lambda stand: stand.room.id):
             if not self._is_open(stand):
                 continue
             room = stand.room
             done = (stand.committed_bytes, stand.machine.committed_bytes, stand.used_slots)
-            key = (stand.make, stand.free_bytes, room.slots, room.missed_claims, *done)
+            alike = (stand.make, stand.free_bytes, room.slots, room.missed_claims, *done)
+            key = (room.cached, alike)
             shelf = shelves.get(key)
             if shelf is None:
                 shelf = shelves[key] = Shelf([])
@@ -314,6 +335,11 @@ class Ledger:
     @staticmethod
     def _is_open(stand: Stand) -> bool:
         return stand.takes_new_jobs and stand.used_slots < stand.room.slots and stand.free_bytes > 0
+
+
+def coarse_time(seconds: float) -> int:
+    """Times within a factor of two are alike."""
+    return int(math.log2(1 + seconds / 60))
 
 
 def foresee(kept: Kept) -> None:
@@ -371,26 +397,23 @@ def _endings(kept: Kept) -> list[tuple[float, bool, Running, bool]]:
     return sorted(found, key=lambda ending: (ending[0], ending[2].job))
 
 
-def _beside(kept: Kept, look: Look, stand: Stand) -> tuple[JobId | None, int | None]:
+def _beside(kept: Kept, kind: Kind, stand: Stand) -> tuple[JobId | None, int | None]:
     """Beside which reservation a job would run, and the most it may take; nothing and nothing when
     it will surely have ended before.
     """
-    if look.seconds is not None and kept.is_known and look.seconds * SURELY <= kept.starts_in_seconds:
+    seconds = kind.seconds(stand) if kept.is_known else None
+    if seconds is not None and seconds * SURELY <= kept.starts_in_seconds:
         return None, None
-    if kept.need.is_alone or look.need.is_alone:
+    if kept.need.is_alone or kind.look(stand).need.is_alone:
         return kept.job, -1
     if stand is not kept.stand:
         return kept.job, kept.machine_extra
     return kept.job, min(kept.host_extra, kept.machine_extra) if kept.slot_extra > 0 else -1
 
 
-def _mean_speed(request: Request, lessons: Lessons) -> float | None:
-    speeds = [
-        lesson.flops_per_second
-        for key, lesson in sorted(lessons.items())
-        if key[:2] == (request.family, request.method) and lesson.flops_per_second is not None
-    ]
-    return sum(speeds) / len(speeds) if speeds else None
+def _first_end(machine: Machine) -> float:
+    ends = (one.seconds_left for stand in machine.stands for one in stand.running)
+    return min((LONG_SECONDS if at is None else min(at, LONG_SECONDS) for at in ends), default=0.0)
 
 
 def _make(room: HostRoom) -> Make:
@@ -401,7 +424,6 @@ def _make(room: HostRoom) -> Make:
         room.largest_bytes,
         room.store_id,
         room.allow_remote_code,
-        room.cached,
     )
 
 

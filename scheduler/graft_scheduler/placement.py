@@ -8,12 +8,11 @@ the room, or will surely have ended before.
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from graft_scheduler.ledger import Kept, Kind, Ledger, Offer, Stand, foresee
+from graft_scheduler.ledger import Kept, Kind, Ledger, Offer, Stand, coarse_time, foresee
 from graft_scheduler.lessons import Lesson, LessonKey, Lessons
 from graft_scheduler.rooms import HostRoom, PendingJob, Placement, Reservation
 from graft_scheduler.states import HostId, JobId
@@ -27,6 +26,7 @@ MOST_PLACEMENTS = 250
 NOTHING_LEARNED: Mapping[LessonKey, Lesson] = {}
 
 Preference = tuple[int, bool, int, int, bool, float, int, int, str]
+Waiting = tuple[int, bool, int, int, float, str]
 IDEAL = (0, False, 0)
 """How a preference begins when a host has nothing against it but, perhaps, its size."""
 Entry = tuple[Preference, int, int]
@@ -116,7 +116,7 @@ def place_groups(groups: Sequence[Group], hosts: Sequence[HostRoom], lessons: Le
             continue
         ledger.commit(placement)
         placements.append(placement)
-        is_partial |= reservations.note_placed(placement)
+        reservations.note_placed(placement)
         if turn.step():
             heapq.heapreplace(waiting, (turn.next_job, number))
         else:
@@ -126,7 +126,7 @@ def place_groups(groups: Sequence[Group], hosts: Sequence[HostRoom], lessons: Le
             break  # nobody may overtake those that were not looked at
     placed = {placement.job for placement in placements}
     kept = [one for one in ledger.reservations() if one.job not in placed]
-    return Decision(placements, kept, ledger.rooms(), is_partial)
+    return Decision(placements, kept, ledger.rooms(), is_partial or reservations.is_unsettled)
 
 
 @dataclass(slots=True)
@@ -176,8 +176,7 @@ class _Turn:
         stand = self.ledger.stands[best[1]]
         offer = self._offer(job, stand)
         assert offer is not None  # the entry is up to date
-        seconds = self.kind.look(stand).seconds
-        return Placement(job.id, stand.room.id, offer.bytes, seconds, offer.beside)
+        return Placement(job.id, stand.room.id, offer.bytes, self.kind.seconds(stand), offer.beside)
 
     def _catch_up(self, job: Queued) -> None:
         """Look again at the hosts that changed since this group's last turn."""
@@ -234,15 +233,15 @@ def preference(kind: Kind, stand: Stand, offer: Offer) -> Preference:
     that is to be had, in eighths; the smallest; with the base at hand; where it ends sooner; the
     tightest fit.
     """
-    room, look = stand.room, kind.look(stand)
-    most = look.need.most_bytes
+    room = stand.room
+    most = kind.look(stand).need.most_bytes
     return (
         room.missed_claims,
         room.id == kind.avoid,
         -(-8 * (most - offer.bytes) // most) if offer.bytes < most else 0,
         stand.size_class,
-        look.lacks_base,
-        look.ends,
+        kind.lacks_base(stand),
+        kind.ends(stand),
         stand.free_bytes - offer.bytes,
         stand.used_slots,
         room.id,
@@ -255,38 +254,42 @@ class _Reservations:
     def __init__(self, ledger: Ledger, turns: Sequence[_Turn]) -> None:
         self._ledger = ledger
         self._kinds: dict[str, JobId] = {}
+        self._in_vain: set[str] = set()
+        """Kinds that no host can be kept for, as their first jobs found."""
         self._new = 0
+        self.is_unsettled = False
+        """Something is free, or lost, that groups which had their turn have not seen."""
         for turn in turns:
             self._take_over(turn)
 
     def keep_room(self, turn: _Turn) -> None:
         """Keep room for the group's next job, where it can start soonest."""
         kind = turn.group.kind
-        if kind in self._kinds or turn.kind.is_paused or self._new >= NEW_RESERVATIONS:
+        if kind in self._kinds or kind in self._in_vain or turn.kind.is_paused:
+            return
+        if self._new >= NEW_RESERVATIONS:
             return
         best = self._soonest(turn)
         if best is None:
+            self._in_vain.add(kind)
             return
-        pushed_out = best.stand.machine.kept
-        if pushed_out is not None:
-            self._forget(pushed_out.job)
+        if best.stand.machine.kept is not None:  # of a less urgent job, which looks again next time
+            self.is_unsettled = True
         self._ledger.keep(best)
         self._kinds[kind] = best.job
         self._new += 1
 
-    def note_placed(self, placement: Placement) -> bool:
-        """A job that had a reservation starts; whether what was kept for it elsewhere is free next time.
+    def note_placed(self, placement: Placement) -> None:
+        """A job starts; if room was kept for it, that ends.
 
-        Room kept on another host stays kept until then: groups that had their turn may not be passed
-        by those that come after them.
+        Room kept on another host stays kept until the next decision: groups that had their turn may
+        not be passed by those that come after them.
         """
-        if placement.job not in self._kinds.values():
-            return False
         stand = self._ledger.by_id[placement.host]
         if stand.machine.kept is not None and stand.machine.kept.job == placement.job:
             self._ledger.let_go(stand)
-            return False
-        return True
+        elif placement.job in self._kinds.values():
+            self.is_unsettled = True
 
     def _take_over(self, turn: _Turn) -> None:
         """What was kept for the job is still kept, unless its host went away or got smaller."""
@@ -300,33 +303,34 @@ class _Reservations:
             self._ledger.keep(Kept(job.id, job.priority, stand, look.need))
             self._kinds[turn.group.kind] = job.id
 
-    def _forget(self, job: JobId) -> None:
-        self._kinds = {kind: holder for kind, holder in self._kinds.items() if holder != job}
-
     def _soonest(self, turn: _Turn) -> Kept | None:
-        found = [kept for stand in self._ledger.stands if (kept := self._possible(turn, stand)) is not None]
-        return min(found, key=lambda kept: self._rank(turn, kept), default=None)
+        """Where the job can start soonest; times within a factor of two are alike, then the smallest
+        host is taken, to leave the large ones to others.
+        """
+        best: tuple[Waiting, Kept] | None = None
+        for missed, time, size_class, seconds, stand in self._ledger.by_soonest():
+            if best is not None and (missed, False, time, size_class, seconds, "") > best[0]:
+                break
+            kept = self._possible(turn, stand)
+            if kept is None:
+                continue
+            rank = self._rank(turn, kept)
+            if best is None or rank < best[0]:
+                best = (rank, kept)
+        return None if best is None else best[1]
 
     def _possible(self, turn: _Turn, stand: Stand) -> Kept | None:
         job, held = turn.next_job, stand.machine.kept
-        if not stand.takes_new_jobs or (held is not None and job.priority >= held.priority):
-            return None
         look = turn.kind.look(stand)
-        if not look.is_allowed:
+        if not look.is_allowed or (held is not None and job.priority >= held.priority):
             return None
         kept = Kept(job.id, job.priority, stand, look.need)
         foresee(kept)
         return kept
 
     @staticmethod
-    def _rank(turn: _Turn, kept: Kept) -> tuple[int, bool, int, int, float, str]:
-        """Times within a factor of two are alike; then the smallest host, to leave the large ones."""
+    def _rank(turn: _Turn, kept: Kept) -> Waiting:
         room = kept.stand.room
-        return (
-            room.missed_claims,
-            room.id == turn.kind.avoid,
-            int(math.log2(1 + kept.starts_in_seconds / 60)),
-            kept.stand.size_class,
-            kept.starts_in_seconds,
-            room.id,
-        )
+        starts = kept.starts_in_seconds
+        is_avoided = room.id == turn.kind.avoid
+        return (room.missed_claims, is_avoided, coarse_time(starts), kept.stand.size_class, starts, room.id)

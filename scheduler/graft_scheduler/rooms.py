@@ -152,16 +152,19 @@ def memory_factor(request: Request, host: HostRoom, lessons: Lessons) -> float:
     return 1.0 if lesson is None else max(LEAST_FACTOR, lesson.memory_factor)
 
 
-def run_seconds(request: Request, host: HostRoom, lessons: Lessons) -> float | None:
-    """How long the job will take there, the fetching of its base included, where that can be told."""
+def train_seconds(request: Request, host: HostRoom, lessons: Lessons) -> float | None:
+    """How long the training will take there, where that can be told."""
     lesson = lessons.get(LessonKey(request.family, request.method, host.chip, host.mlx))
     if request.flops is None or lesson is None or lesson.flops_per_second is None:
         return None
-    return fetch_seconds(request, host) + request.flops / lesson.flops_per_second
+    return request.flops / lesson.flops_per_second
 
 
-def fetch_seconds(request: Request, host: HostRoom) -> float:
-    """How long the host will take to get the base."""
-    if request.model is None or request.model in host.cached:
-        return 0.0
-    return request.weight_bytes / FETCH_BYTES_PER_SECOND
+def usual_seconds(request: Request, lessons: Lessons) -> float:
+    """How long such trainings take on the chips that are known, on average; 0 when none is."""
+    speeds = [
+        lesson.flops_per_second
+        for key, lesson in sorted(lessons.items())
+        if key[:2] == (request.family, request.method) and lesson.flops_per_second is not None
+    ]
+    return (request.flops or 0.0) * len(speeds) / sum(speeds) if speeds else 0.0
