@@ -22,6 +22,12 @@ SETTLE_SECONDS = 10.0
 """A job placed no longer than this before a host's report may not be in what the host says is available."""
 
 
+HOST_FIELDS = ("info", "name", "draining", "cordoned", "faulty_jobs", "missed_claims", "rests_until")
+"""What is read of a host; its other fields are for the scripts."""
+PROGRESS_SECONDS = 5.0
+"""How long it is believed what a job said of when it ends."""
+
+
 def redis_now(redis: Redis) -> float:
     """Seconds since 1970 on Redis' clock."""
     reply: Any = redis.time()
@@ -40,8 +46,9 @@ def read_hosts(redis: Redis, alive_seconds: float) -> list[HostRecord]:
     pipeline.time()
     pipeline.hgetall(keys.COMMITTED)
     for host_id, _ in seen:
-        pipeline.hgetall(keys.host(HostId(host_id)))
-    time, committed, *hashes = pipeline.execute()
+        pipeline.hmget(keys.host(HostId(host_id)), *HOST_FIELDS)
+    time, committed, *rows = pipeline.execute()
+    hashes = [dict(zip(HOST_FIELDS, row, strict=True)) for row in rows]
     held = _by_host(parse_commitments(committed))
     hosts = [
         _host(fields, info, at / 1000, seconds_of(time), alive_seconds, held.get(info.id, []))
@@ -64,19 +71,41 @@ def parse_commitments(committed: Mapping[str, str]) -> list[Commitment]:
 
 def read_rooms(redis: Redis, alive_seconds: float) -> list[HostRoom]:
     """The hosts as placement sees them, with what is known of when their jobs end."""
-    hosts = read_hosts(redis, alive_seconds)
-    jobs = [one.job for host in hosts for one in host.held]
-    pipeline = redis.pipeline(transaction=False)
-    pipeline.time()
-    for job in jobs:
-        pipeline.hget(keys.job(job), "progress")
-    time, *texts = pipeline.execute()
-    left = {job: _seconds_left(text) for job, text in zip(jobs, texts, strict=True)}
-    return host_rooms(hosts, left, seconds_of(time))
+    return Rooms(redis, alive_seconds).read()
+
+
+class Rooms:
+    """The hosts of one Redis as placement sees them, for somebody who looks again and again."""
+
+    def __init__(self, redis: Redis, alive_seconds: float) -> None:
+        self._redis = redis
+        self._alive_seconds = alive_seconds
+        self._ends_at: dict[JobId, float] = {}
+        """As the jobs last said, on Redis' clock; those that said nothing are asked again."""
+        self._asked_at = float("-inf")
+
+    def read(self) -> list[HostRoom]:
+        """As they are now; when their jobs end as far as it was known a few seconds ago."""
+        hosts = read_hosts(self._redis, self._alive_seconds)
+        now = redis_now(self._redis)
+        jobs = [one.job for host in hosts for one in host.held]
+        if abs(now - self._asked_at) > PROGRESS_SECONDS:
+            self._ends_at, self._asked_at = {}, now
+        self._ask([job for job in jobs if job not in self._ends_at], now)
+        left = {job: max(0.0, self._ends_at[job] - now) for job in jobs if job in self._ends_at}
+        return host_rooms(hosts, left, now)
+
+    def _ask(self, jobs: Sequence[JobId], now: float) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for job in jobs:
+            pipeline.hget(keys.job(job), "progress")
+        for job, text in zip(jobs, pipeline.execute(), strict=True):
+            if (left := _seconds_left(text)) is not None:
+                self._ends_at[job] = now + left
 
 
 def host_rooms(
-    hosts: Sequence[HostRecord], seconds_left: Mapping[JobId, float | None], now: float
+    hosts: Sequence[HostRecord], seconds_left: Mapping[JobId, float], now: float
 ) -> list[HostRoom]:
     """The hosts as placement sees them."""
     by_machine: dict[str, list[Commitment]] = {}
@@ -86,7 +115,7 @@ def host_rooms(
 
 
 def _room(
-    host: HostRecord, on_machine: Sequence[Commitment], seconds_left: Mapping[JobId, float | None], now: float
+    host: HostRecord, on_machine: Sequence[Commitment], seconds_left: Mapping[JobId, float], now: float
 ) -> HostRoom:
     info = host.info
     return HostRoom(
@@ -158,10 +187,10 @@ def _commitment(job: JobId, one: Mapping[str, Any]) -> Commitment:
     )
 
 
-def _host_info(fields: Mapping[str, str]) -> HostInfo | None:
+def _host_info(fields: Mapping[str, str | None]) -> HostInfo | None:
     """What the host said of itself; nothing when it speaks another version of Graft's words."""
     try:
-        return _parse_info(fields.get("info", ""))
+        return _parse_info(fields["info"] or "")
     except ValidationError as error:
         logger.warning("host %s is left out: %s", fields.get("name"), error)
         return None
@@ -174,7 +203,7 @@ def _parse_info(text: str) -> HostInfo:
 
 
 def _host(
-    fields: Mapping[str, str],
+    fields: Mapping[str, str | None],
     info: HostInfo,
     seen_at: float,
     now: float,

@@ -47,6 +47,7 @@ class Scheduler:
         self._transitions = Transitions(redis)
         self._broker = broker
         self._queue = Queue(redis)
+        self._rooms = fleet.Rooms(redis, settings.heartbeat_seconds * MISSED_BEATS)
         self._publisher = Publisher(redis)
         self._unplaceable: set[JobId] = set()
         """Jobs with records that the script cannot read; they would take the room of others."""
@@ -99,7 +100,7 @@ class Scheduler:
         """Give the hosts what they can take, and keep room for what waits."""
         for _ in range(MOST_DECISIONS):
             groups = self._queue.read(without=self._unplaceable)
-            rooms = fleet.read_rooms(self._redis, self._window.alive_seconds)
+            rooms = self._rooms.read()
             decision = place_groups(groups, rooms, read_lessons(self._redis))
             goes_on = self._act(groups, decision)
             self._publish(decision)

@@ -77,6 +77,7 @@ class Stand:
 class Shelf:
     """Hosts that were alike in all that a job looks at when the decision began, by their ids."""
 
+    free_bytes: int
     stands: list[Stand]
     _changed: int = 0
     """So many of the first have changed since."""
@@ -296,7 +297,7 @@ class Ledger:
             key = (room.cached, alike)
             shelf = shelves.get(key)
             if shelf is None:
-                shelf = shelves[key] = Shelf([])
+                shelf = shelves[key] = Shelf(stand.free_bytes, [])
                 self.open[stand.size_class].append(shelf)
             shelf.stands.append(stand)
             stand.shelf = shelf

@@ -204,7 +204,8 @@ class _Turn:
         """One of each shelf will do, the first by its id, unless the job has a host to avoid."""
         ranking: list[Entry] = []
         for shelf in self.ledger.open[size_class]:
-            if not self.kind.look(shelf.stands[0]).is_allowed:
+            look = self.kind.look(shelf.stands[0])
+            if not look.is_allowed or look.need.least_bytes > shelf.free_bytes:
                 continue
             for stand in [shelf.first()] if self.kind.avoid is None else shelf.all():
                 self._push(ranking, stand, job)
