@@ -2,9 +2,10 @@
 
     python benchmarks/placement.py [--quick]
 
-1,000 Macs of mixed sizes work off 100,000 jobs in virtual time, through the functions that the leader
-uses; nothing is started. Half of the jobs are there at the start, the others keep coming as long as the
-fleet takes to run half of them. Explains itself on stderr; the last line of stdout is one JSON object.
+1,000 Macs of mixed sizes work off 100,000 jobs (20,000 with `--quick`) in virtual time, through the
+functions that the leader uses; nothing is started. Half of the jobs are there at the start and fill the
+fleet; the others, large ones among them, keep coming. Explains itself on stderr; the last line of stdout
+is one JSON object.
 
 - `round_ms_p95`: one decision, from the grouped queue to placements and reservations. Every decision of
   the run counts; `round_ms_cold` is the longest of the first round, onto empty hosts.
@@ -70,12 +71,17 @@ SIZES = (
 LENGTHS = (600, 1800, 3600, 10_800)
 """Seconds of a job in the median on a chip of medium speed; one kind of job for each, and one that tells
 nothing of its length."""
-SPREAD, MOST_OFF = 0.15, 1.35
+KINDS_OF_A_SIZE = len(LENGTHS) + 1
+SPREAD, MOST_OFF = 0.1, 1.2
 """Real durations over those foreseen: log-normal, and never further off than this."""
 UNKNOWN_SPREAD = 0.8
 """The same for jobs that tell nothing of their length."""
+LEAST_MEMORY_COSTS = 0.35
+"""How much longer a job takes with the least memory it can do with than with what it prefers."""
 MEDIUM_SPEED = 6e12
 LARGE_BYTES = 85 * GIB
+ARRIVAL_SECONDS = 0.5
+"""Between two jobs of the second half."""
 HEAD = 200
 """Jobs of a group that a decision is shown, as the leader reads them."""
 BASES = 8
@@ -138,7 +144,7 @@ def measure(most_jobs: int, tick_seconds: float, seed: int) -> dict[str, float]:
     """All figures, on one fleet and one queue."""
     rng = random.Random(seed)
     requests, fleet = make_requests(), make_fleet(rng)
-    jobs = make_jobs(rng, requests, 100_000, most_jobs)
+    jobs = make_jobs(rng, requests, most_jobs)
     runs = {}
     for name, decide in (("graft", our_policy), ("best fit", plain_best_fit)):
         started_at = time.perf_counter()
@@ -208,17 +214,23 @@ def one_mac(number: int, gib: int, rng: random.Random) -> HostRoom:
     )
 
 
-def make_jobs(rng: random.Random, requests: Sequence[Request], queue: int, most: int) -> list[Job]:
-    """Half of the queue at the start; the other half as fast as the fleet works."""
+def make_jobs(rng: random.Random, requests: Sequence[Request], most: int) -> list[Job]:
+    """Half of the queue at the start, none of them large; the other half, with large ones, keeps coming."""
     shares = [share for _, _, share in SIZES for _ in range(len(LENGTHS) + 1)]
-    kinds = rng.choices(range(len(requests)), weights=shares, k=queue)
+    small = [
+        share if least * GIB < LARGE_BYTES else 0
+        for least, _, share in SIZES
+        for _ in range(len(LENGTHS) + 1)
+    ]
+    kinds = rng.choices(range(len(requests)), weights=small, k=most // 2)
+    kinds += rng.choices(range(len(requests)), weights=shares, k=most - most // 2)
     found = []
-    for number, kind in enumerate(kinds[:most] if most < queue else kinds):
+    for number, kind in enumerate(kinds):
         spread = SPREAD if requests[kind].flops is not None else UNKNOWN_SPREAD
         factor = rng.lognormvariate(0, spread)
         if requests[kind].flops is not None:
             factor = min(MOST_OFF, max(1 / MOST_OFF, factor))
-        arrives_at = 0.0 if number < most // 2 else (number - most // 2) * 1.6
+        arrives_at = 0.0 if number < most // 2 else (number - most // 2) * ARRIVAL_SECONDS
         found.append(Job(Queued(5 * PRIORITY_STEP + number, JobId(f"j{number}")), kind, arrives_at, factor))
     return found
 
@@ -339,7 +351,7 @@ class Simulation:
         for placement in decision.placements:
             job = self._jobs[placement.job]
             del self._waiting[job.kind][job.queued]
-            ends_at = self._now + self._real_seconds(job, self._fleet[placement.host])
+            ends_at = self._now + self._real_seconds(job, self._fleet[placement.host], placement.bytes)
             self._held[placement.host].append(Held(job, placement, ends_at))
             self._note_wait(job)
         noted = {one.job: one.host for one in decision.reservations}
@@ -410,12 +422,15 @@ class Simulation:
             left = (held.ends_at - self._now) / held.job.factor
         return Running(held.job.queued.id, held.placement.bytes, left, held.placement.beside)
 
-    def _real_seconds(self, job: Job, room: HostRoom) -> float:
+    def _real_seconds(self, job: Job, room: HostRoom, reserved_bytes: int) -> float:
         request = self._requests[job.kind]
+        demand = (request.demands or {})["metal"]
+        less = (demand.preferred_bytes - reserved_bytes) / (demand.preferred_bytes - demand.minimum_bytes)
+        factor = job.factor * (1 + LEAST_MEMORY_COSTS * less)
         flops = LENGTHS[1] * MEDIUM_SPEED if request.flops is None else request.flops
         is_there = request.model in room.cached
         fetch = 0.0 if is_there else request.weight_bytes / FETCH_BYTES_PER_SECOND
-        return (fetch + flops / CHIPS[room.chip]) * job.factor
+        return (fetch + flops / CHIPS[room.chip]) * factor
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
