@@ -27,6 +27,7 @@ import psutil
 
 from graft_scheduler import keys
 from graft_scheduler.client import Client
+from graft_scheduler.demand import Demand, Request
 from graft_scheduler.fleet import redis_now
 from graft_scheduler.jobs import CountJob, TrainJob
 from graft_scheduler.states import JobId
@@ -73,9 +74,10 @@ def measure(fleet: Fleet, quick: bool) -> dict[str, float]:
 def accepting(client: Client, jobs: int) -> dict[str, float]:
     """Records written a second, by one client."""
     transitions = Transitions(client._redis)
+    request = Request(demands={"cpu": Demand.of(1)}, store_id="none")
     started_at = time.perf_counter()
     for number in range(jobs):
-        transitions.submit(JobId(f"bench{number}"), CountJob(), {"cpu": 1}, "none")
+        transitions.submit(JobId(f"bench{number}"), CountJob(), request)
     rate = jobs / (time.perf_counter() - started_at)
     say(f"{rate:.0f} submits a second")
     return {"submits_per_second": rate}

@@ -255,4 +255,10 @@ def permanent_keys() -> set[str]:
         keys.WAKE,
         keys.EPOCH,
         keys.CLOCK,
+        keys.GROUPS,
+        keys.GROUP_REQUESTS,
+        keys.GROUPED,
+        keys.RESERVED,
+        keys.HELD,
+        keys.LESSONS,
     }

@@ -13,6 +13,7 @@ from graft_cli.output import out
 from graft_cli.progress import figures, position
 
 if TYPE_CHECKING:
+    from graft_scheduler.demand import Demand
     from graft_scheduler.jobs import CountJob, TrainJob
     from graft_scheduler.messages import TrainResult
     from graft_scheduler.records import Event, JobRecord
@@ -107,11 +108,16 @@ def _memory(record: JobRecord) -> list[tuple[str, str]]:
     return [
         (
             "estimated",
-            ", ".join(f"{size(peak)} on {kind}" for kind, peak in (record.estimates or {}).items()),
+            ", ".join(f"{_span(demand)} on {kind}" for kind, demand in (record.demands or {}).items()),
         ),
         ("reserved", size(record.reserved_bytes) if record.reserved_bytes else ""),
         ("measured", f"{size(measured)} at the peak" if measured else ""),
     ]
+
+
+def _span(demand: Demand) -> str:
+    least, most = size(demand.minimum_bytes), size(demand.preferred_bytes)
+    return most if least == most else f"{least} to {most}"
 
 
 def _result(result: TrainResult) -> list[tuple[str, str]]:

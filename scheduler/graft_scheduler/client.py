@@ -15,6 +15,7 @@ from graft_scheduler.jobs import CountJob, TrainJob, current_user
 from graft_scheduler.reader import Reader
 from graft_scheduler.records import HostRecord, JobRecord
 from graft_scheduler.settings import Settings, load_settings
+from graft_scheduler.snapshot import forget_snapshot
 from graft_scheduler.states import JobId, JobState
 from graft_scheduler.store import Store, open_store
 from graft_scheduler.transitions import Transitions
@@ -92,7 +93,7 @@ class Client(Reader):
         prepared = submission.prepare(job, store)
         job_id = JobId("".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH)))
         with self._reached():
-            self._transitions.submit(job_id, prepared.spec, prepared.estimates, store.id)
+            self._transitions.submit(job_id, prepared.spec, prepared.request(store.id), prepared.demands)
         self._broker().announce_waiting([(job_id, 0, job.kind, job.submitter)])
         return JobHandle(self, job_id)
 
@@ -196,6 +197,7 @@ class Client(Reader):
         with self._reached():
             self._redis.zrem(keys.HOSTS, record.info.id)
             self._redis.delete(keys.host(record.info.id), keys.host_queue(record.info.id))
+            forget_snapshot(self._redis)
 
     def pull(self, job_id: str, destination: Path) -> Path:
         """Fetch the job's adapter into `destination`, which must not exist or be empty.
@@ -213,6 +215,7 @@ class Client(Reader):
         record = self._host(host)
         with self._reached():
             self._redis.hset(keys.host(record.info.id), mapping=fields)
+            forget_snapshot(self._redis)
             self._redis.lpush(keys.WAKE, 1)
         return self._host(record.info.id)
 

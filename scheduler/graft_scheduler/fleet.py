@@ -1,46 +1,42 @@
-"""Reads the queue and the hosts as they are now, for the leader, the client and `graft why`."""
+"""Reads the hosts as they are now, for the leader, the client and `graft why`."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
-from pydantic import StrictInt, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from redis import Redis
 
 from graft_scheduler import keys
-from graft_scheduler.placement import HostRoom, PendingJob
-from graft_scheduler.records import HostInfo, HostRecord
+from graft_scheduler.records import Commitment, HostInfo, HostRecord
+from graft_scheduler.rooms import HostRoom, Running
 from graft_scheduler.states import HostId, JobId
 
 logger = logging.getLogger(__name__)
 
-PAGE = 500
-"""Queued jobs read at once."""
-MAX_PENDING = 5000
-"""Queued jobs looked at in one round, oldest first."""
-PENDING_FIELDS = ("estimates", "store_id", "remote_code", "avoid", "not_before")
-
-_ESTIMATES = TypeAdapter(dict[str, StrictInt])
+SETTLE_SECONDS = 10.0
+"""A job placed no longer than this before a host's report may not be in what the host says is available."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commitment:
-    """What one placed or running job holds."""
-
-    job: JobId
-    host: HostId
-    machine: str
-    bytes: int
+HOST_FIELDS = ("info", "name", "draining", "cordoned", "faulty_jobs", "missed_claims", "rests_until")
+"""What is read of a host; its other fields are for the scripts."""
+PROGRESS_SECONDS = 5.0
+"""How long it is believed what a job said of when it ends."""
 
 
 def redis_now(redis: Redis) -> float:
     """Seconds since 1970 on Redis' clock."""
     reply: Any = redis.time()
-    return _seconds(reply)
+    return seconds_of(reply)
+
+
+def seconds_of(time: Sequence[int]) -> float:
+    """Redis' reply to TIME, seconds and microseconds, as seconds."""
+    return time[0] + time[1] / 1e6
 
 
 def read_hosts(redis: Redis, alive_seconds: float) -> list[HostRecord]:
@@ -50,11 +46,12 @@ def read_hosts(redis: Redis, alive_seconds: float) -> list[HostRecord]:
     pipeline.time()
     pipeline.hgetall(keys.COMMITTED)
     for host_id, _ in seen:
-        pipeline.hgetall(keys.host(HostId(host_id)))
-    time, committed, *hashes = pipeline.execute()
-    held = parse_commitments(committed)
+        pipeline.hmget(keys.host(HostId(host_id)), *HOST_FIELDS)
+    time, committed, *rows = pipeline.execute()
+    hashes = [dict(zip(HOST_FIELDS, row, strict=True)) for row in rows]
+    held = _by_host(parse_commitments(committed))
     hosts = [
-        _host(fields, info, at / 1000, _seconds(time), alive_seconds, held)
+        _host(fields, info, at / 1000, seconds_of(time), alive_seconds, held.get(info.id, []))
         for (_, at), fields in zip(seen, hashes, strict=True)
         if (info := _host_info(fields)) is not None
     ]
@@ -69,100 +66,150 @@ def read_commitments(redis: Redis) -> list[Commitment]:
 
 def parse_commitments(committed: Mapping[str, str]) -> list[Commitment]:
     """The commitments in the hash of that name."""
-    entries = [(JobId(job), json.loads(text)) for job, text in committed.items()]
-    return [Commitment(job, HostId(one["host"]), one["machine"], int(one["bytes"])) for job, one in entries]
+    return [_commitment(JobId(job), json.loads(text)) for job, text in committed.items()]
 
 
-def host_rooms(hosts: Sequence[HostRecord]) -> list[HostRoom]:
+def read_rooms(redis: Redis, alive_seconds: float) -> list[HostRoom]:
+    """The hosts as placement sees them, with what is known of when their jobs end."""
+    return Rooms(redis, alive_seconds).read()
+
+
+class Rooms:
+    """The hosts of one Redis as placement sees them, for somebody who looks again and again."""
+
+    def __init__(self, redis: Redis, alive_seconds: float) -> None:
+        self._redis = redis
+        self._alive_seconds = alive_seconds
+        self._ends_at: dict[JobId, float] = {}
+        """As the jobs last said, on Redis' clock; those that said nothing are asked again."""
+        self._asked_at = float("-inf")
+
+    def read(self) -> list[HostRoom]:
+        """As they are now; when their jobs end as far as it was known a few seconds ago."""
+        hosts = read_hosts(self._redis, self._alive_seconds)
+        now = redis_now(self._redis)
+        jobs = [one.job for host in hosts for one in host.held]
+        if abs(now - self._asked_at) > PROGRESS_SECONDS:
+            self._ends_at, self._asked_at = {}, now
+        self._ask([job for job in jobs if job not in self._ends_at], now)
+        left = {job: max(0.0, self._ends_at[job] - now) for job in jobs if job in self._ends_at}
+        return host_rooms(hosts, left, now)
+
+    def _ask(self, jobs: Sequence[JobId], now: float) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for job in jobs:
+            pipeline.hget(keys.job(job), "progress")
+        for job, text in zip(jobs, pipeline.execute(), strict=True):
+            if (left := _seconds_left(text)) is not None:
+                self._ends_at[job] = now + left
+
+
+def host_rooms(
+    hosts: Sequence[HostRecord], seconds_left: Mapping[JobId, float], now: float
+) -> list[HostRoom]:
     """The hosts as placement sees them."""
-    by_machine: dict[str, int] = {}
+    by_machine: dict[str, list[Commitment]] = {}
     for host in hosts:
-        by_machine[host.info.machine_id] = by_machine.get(host.info.machine_id, 0) + host.committed_bytes
-    return [
-        HostRoom(
-            id=host.info.id,
-            name=host.info.name,
-            backend=host.info.backend,
-            machine_id=host.info.machine_id,
-            store_id=host.info.store_id,
-            budget_bytes=host.info.budget_bytes,
-            machine_bytes=host.info.machine_bytes,
-            slots=host.info.slots,
-            used_slots=len(host.jobs),
-            committed_bytes=host.committed_bytes,
-            machine_committed_bytes=by_machine[host.info.machine_id],
-            is_alive=host.is_alive,
-            is_draining=host.is_draining,
-            is_cordoned=host.is_cordoned,
-            allow_remote_code=host.info.allow_remote_code,
-            missed_claims=host.missed_claims,
-            rest_seconds=host.rest_seconds,
-        )
-        for host in hosts
-    ]
+        by_machine.setdefault(host.info.machine_id, []).extend(host.held)
+    return [_room(host, by_machine[host.info.machine_id], seconds_left, now) for host in hosts]
 
 
-def read_pending(redis: Redis) -> Iterator[list[PendingJob]]:
-    """The head of the queue, page by page, oldest of the most urgent first."""
-    ids: Any = redis.zrange(keys.QUEUE, 0, MAX_PENDING - 1)
-    for start in range(0, len(ids), PAGE):
-        yield read_pending_jobs(redis, [JobId(job_id) for job_id in ids[start : start + PAGE]])
+def _room(
+    host: HostRecord, on_machine: Sequence[Commitment], seconds_left: Mapping[JobId, float], now: float
+) -> HostRoom:
+    info = host.info
+    return HostRoom(
+        id=info.id,
+        name=info.name,
+        backend=info.backend,
+        machine_id=info.machine_id,
+        store_id=info.store_id,
+        budget_bytes=info.budget_bytes,
+        machine_bytes=info.machine_bytes,
+        slots=info.slots,
+        used_slots=len(host.held),
+        committed_bytes=host.committed_bytes,
+        machine_committed_bytes=sum(one.bytes for one in on_machine),
+        is_alive=host.is_alive,
+        is_draining=host.is_draining,
+        is_cordoned=host.is_cordoned,
+        allow_remote_code=info.allow_remote_code,
+        missed_claims=host.missed_claims,
+        rest_seconds=host.rest_seconds,
+        chip=info.chip,
+        mlx=info.versions.get("mlx", ""),
+        cached=frozenset(info.cached),
+        available_bytes=_available(host, on_machine),
+        running=tuple(_running(one, seconds_left.get(one.job), now) for one in host.held),
+    )
 
 
-def read_pending_jobs(redis: Redis, ids: Sequence[JobId]) -> list[PendingJob]:
-    """These jobs as placement sees them; those without a record that can be read are left out."""
-    pipeline = redis.pipeline(transaction=False)
-    pipeline.time()
-    for job_id in ids:
-        pipeline.hmget(keys.job(job_id), *PENDING_FIELDS)
-    time, *rows = pipeline.execute()
-    found = [
-        _pending(job_id, dict(zip(PENDING_FIELDS, row, strict=True)), _seconds(time))
-        for job_id, row in zip(ids, rows, strict=True)
-    ]
-    return [job for job in found if job is not None]
-
-
-def _seconds(time: Sequence[int]) -> float:
-    """Redis' reply to TIME, seconds and microseconds, as seconds."""
-    return time[0] + time[1] / 1e6
-
-
-def _pending(job_id: JobId, fields: Mapping[str, str | None], now: float) -> PendingJob | None:
-    if fields["store_id"] is None:
+def _available(host: HostRecord, on_machine: Sequence[Commitment]) -> int | None:
+    """What other processes leave to new jobs, less what was placed since the host looked."""
+    if host.info.available_bytes is None:
         return None
+    recent = (one.bytes for one in on_machine if one.placed_at > host.seen_at - SETTLE_SECONDS)
+    return host.info.available_bytes - sum(recent)
+
+
+def _running(one: Commitment, seconds_left: float | None, now: float) -> Running:
+    if seconds_left is None and one.ends_at is not None:
+        seconds_left = max(0.0, one.ends_at - now)
+    return Running(one.job, one.bytes, seconds_left, one.beside)
+
+
+def _seconds_left(progress: str | None) -> float | None:
+    """As the job itself last said."""
     try:
-        return PendingJob(
-            id=job_id,
-            estimates=_ESTIMATES.validate_json(fields["estimates"]) if fields["estimates"] else None,
-            store_id=fields["store_id"],
-            needs_remote_code=fields["remote_code"] == "1",
-            avoid=HostId(fields["avoid"]) if fields["avoid"] else None,
-            pause_seconds=max(0.0, int(fields["not_before"] or 0) / 1000 - now),
-        )
-    except ValueError as error:
-        logger.warning("job %s is left out, its record cannot be understood: %s", job_id, error)
+        said = json.loads(progress or "{}").get("seconds_left")
+    except (ValueError, AttributeError):  # nothing that a worker of ours wrote
         return None
+    return float(said) if isinstance(said, int | float) else None
 
 
-def _host_info(fields: Mapping[str, str]) -> HostInfo | None:
+def _by_host(commitments: Sequence[Commitment]) -> dict[HostId, list[Commitment]]:
+    found: dict[HostId, list[Commitment]] = {}
+    for one in commitments:
+        found.setdefault(one.host, []).append(one)
+    return found
+
+
+def _commitment(job: JobId, one: Mapping[str, Any]) -> Commitment:
+    ends = one.get("ends")
+    return Commitment(
+        job=job,
+        host=HostId(one["host"]),
+        machine=one["machine"],
+        bytes=int(one["bytes"]),
+        placed_at=one.get("at", 0) / 1000,
+        ends_at=None if ends is None else ends / 1000,
+        beside=JobId(one["beside"]) if one.get("beside") else None,
+    )
+
+
+def _host_info(fields: Mapping[str, str | None]) -> HostInfo | None:
     """What the host said of itself; nothing when it speaks another version of Graft's words."""
     try:
-        return HostInfo.model_validate_json(fields.get("info", ""))
+        return _parse_info(fields["info"] or "")
     except ValidationError as error:
         logger.warning("host %s is left out: %s", fields.get("name"), error)
         return None
 
 
+@lru_cache(maxsize=4096)
+def _parse_info(text: str) -> HostInfo:
+    """Hosts say the same at most reports."""
+    return HostInfo.model_validate_json(text)
+
+
 def _host(
-    fields: Mapping[str, str],
+    fields: Mapping[str, str | None],
     info: HostInfo,
     seen_at: float,
     now: float,
     alive_seconds: float,
     held: Sequence[Commitment],
 ) -> HostRecord:
-    mine = [one for one in held if one.host == info.id]
     return HostRecord(
         info=info,
         seen_at=seen_at,
@@ -172,6 +219,5 @@ def _host(
         faults=len(json.loads(fields.get("faulty_jobs") or "[]")),
         missed_claims=int(fields.get("missed_claims") or 0),
         rest_seconds=max(0.0, float(fields.get("rests_until") or 0) / 1000 - now),
-        committed_bytes=sum(one.bytes for one in mine),
-        jobs=tuple(one.job for one in mine),
+        held=tuple(held),
     )

@@ -13,12 +13,15 @@ from redis import Redis
 
 from graft_scheduler import fleet, keys
 from graft_scheduler.errors import GraftError, InvalidInput, NotFound
-from graft_scheduler.placement import HostReason, explain_wait, never_fits
+from graft_scheduler.lessons import read_lessons
+from graft_scheduler.pending import read_job
 from graft_scheduler.records import Event, HostRecord, JobRecord
 from graft_scheduler.redis_connection import connect, reachable
 from graft_scheduler.settings import Settings
+from graft_scheduler.snapshot import Snapshot, read_snapshot
 from graft_scheduler.states import JobId, JobState
 from graft_scheduler.transitions import MISSED_BEATS
+from graft_scheduler.waiting import HostReason, explain_wait, never_fits
 
 logger = logging.getLogger(__name__)
 
@@ -79,15 +82,24 @@ class Reader:
         return [Event.parse(entry_id, fields) for entry_id, fields in entries]
 
     def why(self, job_id: str) -> Explanation:
-        """Why the job is where it is, host by host while it waits."""
+        """Why the job is where it is, host by host while it waits.
+
+        By the leader's last snapshot; without a fresh one, by the records of the hosts.
+        """
         record = self.get(job_id)
         with self._reached():
-            rooms = fleet.host_rooms(fleet.read_hosts(self._redis, self._alive_seconds))
-            pending = fleet.read_pending_jobs(self._redis, [record.id])[0]
+            seen = read_snapshot(self._redis) or self._look()
+            lessons = read_lessons(self._redis)
+            pending = read_job(self._redis, record.id)
             alive = self._redis.get(keys.LEADER) is not None
             ahead: Any = self._redis.zrank(keys.QUEUE, record.id)
-        reasons = explain_wait(pending, rooms)
-        never = never_fits(pending, rooms)
+            now = fleet.redis_now(self._redis)
+        if pending is None:
+            return Explanation(
+                f"its record cannot be understood; `graft cancel {record.id}` ends it", [], alive, False
+            )
+        reasons = explain_wait(pending, seen.rooms, lessons, seen.reservations, now)
+        never = never_fits(pending, seen.rooms, lessons)
         waits = record.state is JobState.QUEUED
         return Explanation(
             summary=_summary(record, reasons, alive, never, ahead or 0),
@@ -124,6 +136,11 @@ class Reader:
             "maxmemory_policy": str(info.get("maxmemory_policy", "")),
             "used_memory_bytes": str(info.get("used_memory", "")),
         }
+
+    def _look(self) -> Snapshot:
+        """The hosts by their own records; what the leader keeps for whom only the leader knows."""
+        rooms = fleet.read_rooms(self._redis, self._alive_seconds)
+        return Snapshot(fleet.redis_now(self._redis), 0, tuple(rooms), ())
 
     def _host(self, name: str) -> HostRecord:
         found = [host for host in self.hosts() if name in {host.info.id, host.info.name}]

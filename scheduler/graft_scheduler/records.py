@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from graft_scheduler.demand import Demand
 from graft_scheduler.jobs import CountJob, TrainJob, parse_job
 from graft_scheduler.messages import TrainResult
 from graft_scheduler.recovery import MemoryLimit
@@ -23,6 +24,8 @@ from graft_scheduler.states import (
     StopReason,
     Token,
 )
+
+_DEMANDS = TypeAdapter(dict[str, Demand])
 
 
 class Value(BaseModel):
@@ -131,8 +134,8 @@ class JobRecord:
     above_bytes: int | None
     """Hosts that may use no more than this ran out of memory, and are not tried again."""
     store_id: str
-    estimates: dict[str, int] | None
-    """Peak memory in bytes by backend; absent: the size is unknown and it takes a whole host."""
+    demands: dict[str, Demand] | None
+    """Peak memory by backend; absent: the size is unknown and it takes a whole host."""
     reserved_bytes: int | None
     """What the newest placement reserved."""
     submitted_at: float
@@ -183,7 +186,7 @@ class JobRecord:
             memory_limit=optional(MemoryLimit.model_validate_json, "memory_limit"),
             above_bytes=optional(int, "above_bytes"),
             store_id=fields.get("store_id", ""),
-            estimates=optional(json.loads, "estimates"),
+            demands=optional(_DEMANDS.validate_json, "demands"),
             reserved_bytes=optional(int, "reserved_bytes"),
             submitted_at=int(fields["submitted_at"]) / 1000,
             queued_at=int(fields["queued_at"]) / 1000,
@@ -215,7 +218,7 @@ class JobRecord:
             "memory_limit": _plain(self.memory_limit),
             "above_bytes": self.above_bytes,
             "host": self.host_name,
-            "estimates": self.estimates,
+            "demands": {name: _plain(one) for name, one in self.demands.items()} if self.demands else None,
             "reserved_bytes": self.reserved_bytes,
             "submitted_at": self.submitted_at,
             "started_at": self.started_at,
@@ -263,6 +266,22 @@ class HostInfo(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class Commitment:
+    """What one placed or running job holds."""
+
+    job: JobId
+    host: HostId
+    machine: str
+    bytes: int
+    placed_at: float = 0.0
+    """Seconds since 1970 on Redis' clock, like the next one."""
+    ends_at: float | None = None
+    """As estimated when it was placed."""
+    beside: JobId | None = None
+    """It was let in because it leaves room for this one, which has a reservation."""
+
+
+@dataclass(frozen=True, slots=True)
 class HostRecord:
     """A host as the fleet sees it."""
 
@@ -280,9 +299,16 @@ class HostRecord:
     """Placements in a row that it did not take."""
     rest_seconds: float
     """For so long it is left alone, as it took none of its last placements."""
-    committed_bytes: int
-    jobs: tuple[JobId, ...]
+    held: tuple[Commitment, ...]
     """What is placed or running on it."""
+
+    @property
+    def committed_bytes(self) -> int:
+        return sum(one.bytes for one in self.held)
+
+    @property
+    def jobs(self) -> tuple[JobId, ...]:
+        return tuple(one.job for one in self.held)
 
     def as_json(self) -> dict[str, Any]:
         """The host for `--json`."""

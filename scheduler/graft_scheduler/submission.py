@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graft_scheduler import datasets
 from graft_scheduler.basemodels import BaseModel, local_folder, read_base_model
+from graft_scheduler.demand import Demand, Request, coarse_demands
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hub import fetch_hub_config
 from graft_scheduler.hyperparameters import Method
@@ -25,9 +26,31 @@ class Submission:
     """A job that can be run from its record alone."""
 
     spec: TrainJob | CountJob
-    estimates: dict[str, int] | None
-    """Peak memory in bytes by `Backend`. Absent when nothing about the base can be known here: a
-    hub id, and no hub."""
+    demands: dict[str, Demand] | None
+    """Peak memory by `Backend`. Absent when nothing about the base can be known here: a hub id, and
+    no hub."""
+    family: str = ""
+    """The base's `model_type`, where it is known."""
+    weight_bytes: int = 0
+    """Of the base, where it is known."""
+
+    def request(self, store_id: str) -> Request:
+        """What placement must know of it. Estimates are made coarse, so that jobs of nearly one size
+        are alike; sizes that a person named stay as they are.
+        """
+        spec = self.spec
+        if isinstance(spec, CountJob):
+            return Request(demands=self.demands, store_id=store_id)
+        is_named = self.demands is None or spec.limits.memory_bytes is not None
+        return Request(
+            demands=self.demands if is_named else coarse_demands(self.demands or {}),
+            store_id=store_id,
+            needs_remote_code=spec.model.trust_remote_code,
+            family=self.family,
+            method=spec.method.value,
+            model=base_name(spec.model),
+            weight_bytes=self.weight_bytes,
+        )
 
 
 def check(job: TrainJob | CountJob) -> Submission:
@@ -48,7 +71,10 @@ def check(job: TrainJob | CountJob) -> Submission:
     optimizer = job.optimizer.model_copy(update={"learning_rate": job.learning_rate})
     written_out = {"model": model, "data": data, "epochs": epochs, "optimizer": optimizer}
     spec = job.model_copy(update=written_out)
-    return Submission(spec, _estimate(spec, base, longest_tokens))
+    demands = _estimate(spec, base, longest_tokens)
+    if base is None:
+        return Submission(spec, demands)
+    return Submission(spec, demands, base.model_type, base.weight_bytes)
 
 
 def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
@@ -58,7 +84,12 @@ def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
     if isinstance(spec, TrainJob):
         stored = {"model": _store_model(spec.model, store), "data": _store_data(spec.data, store)}
         spec = spec.model_copy(update=stored)
-    return Submission(spec, checked.estimates)
+    return replace(checked, spec=spec)
+
+
+def base_name(model: ModelRef) -> str:
+    """How hosts name a base that they have cached: its digest, or hub id and revision."""
+    return model.digest or f"{model.source}@{model.revision or 'main'}"
 
 
 def _locate(model: ModelRef) -> tuple[ModelRef, BaseModel | None]:
@@ -123,12 +154,12 @@ def _locate_data(data: DataRef) -> tuple[DataRef, int]:
     return located, summary.longest_bytes + TEMPLATE_TOKENS
 
 
-def _estimate(spec: TrainJob, base: BaseModel | None, longest_tokens: int) -> dict[str, int] | None:
+def _estimate(spec: TrainJob, base: BaseModel | None, longest_tokens: int) -> dict[str, Demand] | None:
     if spec.limits.memory_bytes is not None:
         return _the_same(spec.limits.memory_bytes)
     if base is None:
         return None
-    return {one.value: _estimate_on(one, spec, base, longest_tokens) for one in Backend}
+    return {one.value: Demand.of(_estimate_on(one, spec, base, longest_tokens)) for one in Backend}
 
 
 def _estimate_on(backend: Backend, spec: TrainJob, base: BaseModel, longest_tokens: int) -> int:
@@ -136,8 +167,8 @@ def _estimate_on(backend: Backend, spec: TrainJob, base: BaseModel, longest_toke
     return estimate_peak(base, cut, longest_tokens, backend).total_bytes
 
 
-def _the_same(size: int) -> dict[str, int]:
-    return {one.value: size for one in Backend}
+def _the_same(size: int) -> dict[str, Demand]:
+    return {one.value: Demand.of(size) for one in Backend}
 
 
 def _store_model(model: ModelRef, store: Store) -> ModelRef:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from redis import Redis
 
 from graft_scheduler import keys
+from graft_scheduler.demand import Demand, Request
 from graft_scheduler.errors import Conflict, Fenced, NotFound
 from graft_scheduler.jobs import CountJob, TrainJob, dump_job
 from graft_scheduler.messages import TrainResult
@@ -30,6 +31,7 @@ from graft_scheduler.records import (
     dump_samples,
 )
 from graft_scheduler.recovery import MemoryLimit, Recovery
+from graft_scheduler.rooms import Placement
 from graft_scheduler.states import (
     MAX_LOST,
     POLICIES,
@@ -61,6 +63,16 @@ class Report:
     resume: ResumePoint | None = None
     events: Sequence[tuple[str, dict[str, Any]]] = ()
     lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The times that a placement depends on."""
+
+    claim_seconds: float
+    """In which the host must take the job."""
+    alive_seconds: float
+    """In which the host must have reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,32 +157,42 @@ class Transitions:
         }
 
     def submit(
-        self, job_id: JobId, spec: TrainJob | CountJob, estimates: dict[str, int] | None, store_id: str
+        self,
+        job_id: JobId,
+        spec: TrainJob | CountJob,
+        request: Request,
+        demands: Mapping[str, Demand] | None = None,
     ) -> None:
         """Accept a job: from here on it is never lost.
+
+        `request` is what placement looks at; `demands` what people see, by default those of the request.
 
         Raises:
             Conflict: the id exists.
         """
-        remote_code = isinstance(spec, TrainJob) and spec.model.trust_remote_code
+        shown = request.demands if demands is None else demands
         accepted = self._run(
             "submit",
             [
                 *(job_id, dump_job(spec), spec.kind, spec.submitter, spec.priority),
-                *(json.dumps(estimates) if estimates else "", store_id, int(remote_code)),
+                *(_dump_demands(shown), request.store_id, request.model_dump_json()),
             ],
             job=job_id,
         )
         if not accepted:
             raise Conflict(f"job {job_id} exists already")
 
-    def place(
-        self, job_id: JobId, host_id: HostId, leader: str, claim_seconds: float, alive_seconds: float
-    ) -> tuple[Token | None, str]:
+    def place(self, placement: Placement, leader: str, window: Window) -> tuple[Token | None, str]:
         """The new assignment's token, or nothing and why it was refused."""
-        arguments = [job_id, leader, host_id, _ms(claim_seconds), _ms(alive_seconds)]
-        verdict, detail = self._run("place", arguments, job=job_id, host=host_id)
+        arguments = [placement.job, leader, placement.host, _ms(window.claim_seconds)]
+        arguments += [_ms(window.alive_seconds), placement.bytes]
+        arguments += ["" if placement.seconds is None else _ms(placement.seconds), placement.beside or ""]
+        verdict, detail = self._run("place", arguments, job=placement.job, host=placement.host)
         return (Token(int(detail)), "") if verdict == "placed" else (None, str(detail))
+
+    def reserve(self, job_id: JobId, host_id: HostId | None, leader: str) -> bool:
+        """Note on which host room is kept for a queued job, or that none is; whether it was noted."""
+        return bool(self._run("reserve", [job_id, leader, host_id or ""], job=job_id))
 
     def claim(self, hold: Hold, host_id: HostId, boot: str, lease_seconds: float) -> JobRecord | None:
         """The job, now running under this hold; nothing when the assignment is not to be had.
@@ -285,7 +307,8 @@ class Transitions:
         of_job = [keys.job(job), keys.job_events(job), keys.job_log(job)] if job else ["", "", ""]
         shared = [keys.QUEUE, keys.PLACED, keys.LEASES, keys.COMMITTED, keys.JOBS, keys.HOSTS, keys.EVENTS]
         shared += [keys.WAKE, keys.LEADER, keys.EPOCH, keys.CLOCK, keys.SEQUENCE]
-        all_keys = [*of_job, *shared, keys.host(host) if host else ""]
+        groups = [keys.GROUPS, keys.GROUP_REQUESTS, keys.GROUPED, keys.RESERVED, keys.HELD]
+        all_keys = [*of_job, *shared, keys.host(host) if host else "", *groups]
         return self._scripts[f"{script}.lua"](keys=all_keys, args=list(arguments))
 
 
@@ -295,6 +318,12 @@ def _fenced(hold: Hold) -> Fenced:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def _dump_demands(demands: Mapping[str, Demand] | None) -> str:
+    if not demands:
+        return ""
+    return json.dumps({backend: demand.model_dump() for backend, demand in demands.items()})
 
 
 def _dump(value: BaseModel | None) -> str:

@@ -12,6 +12,7 @@ import pytest
 from graft_scheduler import keys
 from graft_scheduler.broker import Broker, make_app
 from graft_scheduler.client import Client
+from graft_scheduler.demand import Demand, Request
 from graft_scheduler.jobs import CountJob
 from graft_scheduler.leader import Scheduler
 from graft_scheduler.redis_connection import connect
@@ -212,13 +213,14 @@ def test_records_that_nobody_can_read_stop_neither_queue_nor_listing(fleet: Flee
     client, _ = start(fleet, "one")
     with connect(fleet.redis.url) as redis:
         transitions = Transitions(redis)
-        for name, field, value in (
-            ("badsize", "estimates", '{"cpu": null}'),
-            ("badspec", "spec", '{"kind": "count", "version": 2}'),
-        ):
-            client.set_draining("one", True)
-            transitions.submit(JobId(name), CountJob(), {"cpu": 1}, open_store(client.settings.store_url).id)
-            redis.hset(keys.job(JobId(name)), field, value)
+        client.set_draining("one", True)
+        store_id = open_store(client.settings.store_url).id
+        for number, name in enumerate(("badsize", "badspec"), start=1):
+            request = Request(demands={"cpu": Demand.of(number)}, store_id=store_id)
+            transitions.submit(JobId(name), CountJob(), request)
+        redis.hset(keys.job(JobId("badspec")), "spec", '{"kind": "count", "version": 2}')
+        group = str(redis.hget(keys.job(JobId("badsize")), "grouped")).partition(":")[0]
+        redis.hset(keys.GROUP_REQUESTS, group, '["{}", "", "", "", ""]')
         client.set_draining("one", False)
 
         assert client.submit(CountJob(steps=1)).wait(30).state is JobState.COMPLETED

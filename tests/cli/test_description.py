@@ -7,6 +7,7 @@ import pytest
 from graft_cli.description import describe, history
 from graft_cli.generate import generate_command
 from graft_cli.listing import progress_of
+from graft_scheduler.demand import Demand
 from graft_scheduler.job_settings import build_train_job
 from graft_scheduler.messages import TrainResult
 from graft_scheduler.records import Event
@@ -31,7 +32,7 @@ TRAINED = record(
     result=RESULT,
     token=Token(2),
     lost=1,
-    estimates={"metal": 4 << 30},
+    demands={"metal": Demand.of(4 << 30)},
     started_at=QUEUED.queued_at + 60,
     finished_at=QUEUED.queued_at + 150,
     adapter=Digest("sha256:" + "a" * 64),

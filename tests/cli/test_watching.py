@@ -15,10 +15,10 @@ from graft_cli import progress, watching
 from graft_cli.progress import LineView, QuietView
 from graft_scheduler.errors import NeverFits, Unreachable
 from graft_scheduler.messages import Evaluated, PhaseChanged, Planned, Progress
-from graft_scheduler.placement import HostReason
 from graft_scheduler.reader import Explanation
 from graft_scheduler.records import JobProgress, JobRecord
 from graft_scheduler.states import FailureClass, JobId, JobState, Phase, Token
+from graft_scheduler.waiting import HostReason
 from tests.cli.records import QUEUED, record
 from tests.cli.test_output import Terminal
 

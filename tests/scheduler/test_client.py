@@ -10,13 +10,15 @@ from redis import Redis
 
 from graft_scheduler import keys
 from graft_scheduler.client import Client
+from graft_scheduler.demand import Demand, Request
 from graft_scheduler.errors import Conflict, GraftError, InvalidInput, NotFound, Unreachable
 from graft_scheduler.jobs import CountJob, Limits, TrainJob
 from graft_scheduler.memory import Backend
 from graft_scheduler.records import Hold, HostInfo
+from graft_scheduler.rooms import Placement
 from graft_scheduler.settings import load_settings
 from graft_scheduler.states import HostId, JobState
-from graft_scheduler.transitions import Ending, Transitions
+from graft_scheduler.transitions import Ending, Transitions, Window
 from tests.services import RedisServer, free_port
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "there"}]}
@@ -89,8 +91,8 @@ def test_a_submitted_job_carries_everything_it_needs_to_run_again(
     assert spec.model.digest is not None
     assert spec.data.digest is not None
     assert (spec.data.format, spec.epochs) == ("chat", 1.0)
-    assert record.estimates is not None
-    assert set(record.estimates) == {backend.value for backend in Backend}
+    assert record.demands is not None
+    assert set(record.demands) == {backend.value for backend in Backend}
 
 
 @pytest.mark.parametrize(
@@ -125,8 +127,8 @@ def test_more_layers_than_the_base_has_are_refused(client: Client, base: Path, d
 def test_a_limit_on_memory_replaces_the_estimate(client: Client, base: Path, data: Path) -> None:
     limits = Limits(memory_bytes=1 << 30)
 
-    assert client.submit(train_job(base, data, limits=limits)).record().estimates == dict.fromkeys(
-        ("metal", "cuda", "cpu"), 1 << 30
+    assert client.submit(train_job(base, data, limits=limits)).record().demands == dict.fromkeys(
+        ("metal", "cuda", "cpu"), Demand.of(1 << 30)
     )
 
 
@@ -144,7 +146,7 @@ def test_an_ambiguous_beginning_names_the_jobs(client: Client, transitions: Tran
     from graft_scheduler.states import JobId
 
     for job in ("aa1", "aa2"):
-        transitions.submit(JobId(job), CountJob(), None, "store")
+        transitions.submit(JobId(job), CountJob(), Request(store_id="store"))
 
     with pytest.raises(InvalidInput, match="beginning of 2 jobs"):
         client.get("aa")
@@ -217,7 +219,7 @@ def test_a_log_is_whole_once_the_job_has_ended(
     register(redis, client)
     handle = client.submit(CountJob())
     _, leader, _ = transitions.lead("me", 60)
-    token, _ = transitions.place(handle.id, HostId("h1"), leader, 10, 15)
+    token, _ = transitions.place(Placement(handle.id, HostId("h1"), 1), leader, Window(10, 15))
     assert token is not None
     held = Hold(handle.id, token, "nonce")
     transitions.claim(held, HostId("h1"), "b", 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,19 +13,29 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from graft_scheduler import fleet, keys
+from graft_scheduler.demand import Demand, Request
 from graft_scheduler.errors import Conflict, Fenced, NotFound
 from graft_scheduler.jobs import CountJob, Limits
+from graft_scheduler.pending import Queue, read_job
 from graft_scheduler.records import Failure, Hold, HostInfo, JobProgress, JobRecord, MemorySample, ResumePoint
 from graft_scheduler.recovery import MemoryLimit, Recovery
+from graft_scheduler.rooms import Placement
 from graft_scheduler.states import Digest, FailureClass, HostId, JobId, JobState, Phase, StopReason, Token
-from graft_scheduler.transitions import Ending, Report, Transitions, ending_after, ending_out_of_memory
+from graft_scheduler.transitions import (
+    Ending,
+    Report,
+    Transitions,
+    Window,
+    ending_after,
+    ending_out_of_memory,
+)
 
 GIB = 1 << 30
 JOB = JobId("job1")
 HOST = HostId("host1")
 LEASE = 60.0
-CLAIM = 10.0
 ALIVE = 15.0
+WINDOW = Window(claim_seconds=10.0, alive_seconds=ALIVE)
 NONCE = "nonce"
 COMPLETED = Ending(JobState.COMPLETED, "completed")
 YIELDED = Ending(JobState.QUEUED, "yielded")
@@ -47,9 +58,13 @@ def host_info(host: str = HOST, machine: str = "machine1", gib: int = 8, slots: 
     )
 
 
+def asks(gib: int | None) -> Request:
+    return Request(demands=None if gib is None else {"cpu": Demand.of(gib * GIB)}, store_id="store")
+
+
 def submit(transitions: Transitions, job: str = JOB, gib: int | None = 1, **fields: object) -> JobId:
     spec = CountJob.model_validate(fields)
-    transitions.submit(JobId(job), spec, None if gib is None else {"cpu": gib * GIB}, "store")
+    transitions.submit(JobId(job), spec, asks(gib))
     return JobId(job)
 
 
@@ -59,8 +74,12 @@ def lead(transitions: Transitions) -> str:
     return value
 
 
-def place(transitions: Transitions, job: str = JOB, host: str = HOST, leader: str | None = None) -> Token:
-    token, why = transitions.place(JobId(job), HostId(host), leader or lead(transitions), CLAIM, ALIVE)
+def decided(job: str = JOB, host: str = HOST, gib: int = 1) -> Placement:
+    return Placement(JobId(job), HostId(host), gib * GIB)
+
+
+def place(transitions: Transitions, job: str = JOB, host: str = HOST, gib: int = 1) -> Token:
+    token, why = transitions.place(decided(job, host, gib), lead(transitions), WINDOW)
     assert token is not None, why
     return token
 
@@ -126,7 +145,7 @@ def test_only_the_leader_places(transitions: Transitions) -> None:
     transitions.host_beat(host_info(), 5)
     lead(transitions)
 
-    assert transitions.place(JOB, HOST, "somebody:1", CLAIM, ALIVE) == (None, "not the leader")
+    assert transitions.place(decided(), "somebody:1", WINDOW) == (None, "not the leader")
 
 
 def test_a_stalled_leader_that_wakes_cannot_place(transitions: Transitions, redis: Redis) -> None:
@@ -136,7 +155,7 @@ def test_a_stalled_leader_that_wakes_cannot_place(transitions: Transitions, redi
     redis.delete(keys.LEADER)  # its time ran out
     transitions.lead("other", 5)
 
-    assert transitions.place(JOB, HOST, stalled, CLAIM, ALIVE)[0] is None
+    assert transitions.place(decided(), stalled, WINDOW)[0] is None
 
 
 def test_a_leader_that_lost_the_lead_and_took_it_again_has_another_epoch(
@@ -153,7 +172,7 @@ def test_a_full_slot_refuses(transitions: Transitions) -> None:
     submit(transitions, "b")
     run(transitions, "a")
 
-    assert transitions.place(JobId("b"), HOST, lead(transitions), CLAIM, ALIVE) == (None, "no free slot")
+    assert transitions.place(decided("b"), lead(transitions), WINDOW) == (None, "no free slot")
 
 
 def test_memory_of_all_workers_of_a_machine_is_counted_together(transitions: Transitions) -> None:
@@ -161,21 +180,21 @@ def test_memory_of_all_workers_of_a_machine_is_counted_together(transitions: Tra
         submit(transitions, job, gib=5)
     transitions.host_beat(host_info("one"), 5)
     transitions.host_beat(host_info("two"), 5)
-    place(transitions, "a", "one")
+    place(transitions, "a", "one", gib=5)
 
-    refused = transitions.place(JobId("b"), HostId("two"), lead(transitions), CLAIM, ALIVE)
+    refused = transitions.place(decided("b", "two", gib=5), lead(transitions), WINDOW)
 
     assert refused == (None, "not enough memory")
 
 
-def test_a_job_of_unknown_size_takes_the_whole_machine(transitions: Transitions) -> None:
-    submit(transitions, "unknown", gib=None)
-    submit(transitions, "small", gib=1)
-    transitions.host_beat(host_info("one"), 5)
-    transitions.host_beat(host_info("two"), 5)
-    place(transitions, "unknown", "one")
+def test_what_was_reserved_is_what_the_leader_decided(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions, gib=1)
+    transitions.host_beat(host_info(), 5)
 
-    assert transitions.place(JobId("small"), HostId("two"), lead(transitions), CLAIM, ALIVE)[0] is None
+    place(transitions, gib=7)
+
+    assert record(redis).reserved_bytes == 7 * GIB
+    assert fleet.read_hosts(redis, ALIVE)[0].committed_bytes == 7 * GIB
 
 
 @pytest.mark.parametrize("field", ["draining", "cordoned"])
@@ -184,7 +203,7 @@ def test_a_host_that_takes_nothing_new_refuses(transitions: Transitions, redis: 
     transitions.host_beat(host_info(), 5)
     redis.hset(keys.host(HOST), field, "1")
 
-    assert transitions.place(JOB, HOST, lead(transitions), CLAIM, ALIVE)[0] is None
+    assert transitions.place(decided(), lead(transitions), WINDOW)[0] is None
 
 
 def test_a_host_that_does_not_report_refuses(transitions: Transitions) -> None:
@@ -192,7 +211,7 @@ def test_a_host_that_does_not_report_refuses(transitions: Transitions) -> None:
     transitions.host_beat(host_info(), 5)
     transitions.host_away(HOST, 5)
 
-    assert transitions.place(JOB, HOST, lead(transitions), CLAIM, ALIVE) == (None, "host is away")
+    assert transitions.place(decided(), lead(transitions), WINDOW) == (None, "host is away")
 
 
 def test_an_assignment_is_claimed_once(transitions: Transitions) -> None:
@@ -225,8 +244,8 @@ def test_a_token_that_redis_forgot_and_gave_again_is_not_enough(transitions: Tra
 
 def test_a_request_said_again_gets_the_answer_it_had(transitions: Transitions, redis: Redis) -> None:
     spec = CountJob()
-    transitions.submit(JOB, spec, None, "store")
-    transitions.submit(JOB, spec, None, "store")
+    transitions.submit(JOB, spec, asks(None))
+    transitions.submit(JOB, spec, asks(None))
     assert redis.zcard(keys.QUEUE) == 1
 
     for _ in range(2):
@@ -257,7 +276,8 @@ def test_a_store_that_is_away_lets_a_job_wait_and_does_not_charge_it(
 
     state = transitions.finish(held, HOST, failing(FailureClass.STORE, record(redis)))
 
-    (waiting,) = fleet.read_pending_jobs(redis, [JOB])
+    waiting = read_job(redis, JOB)
+    assert waiting is not None
     assert state is JobState.QUEUED
     assert waiting.pause_seconds == pytest.approx(10, abs=1)
     assert waiting.avoid == HOST
@@ -295,12 +315,13 @@ def test_a_clock_that_was_set_back_does_not_lengthen_leases(transitions: Transit
 def test_a_record_that_cannot_be_understood_is_left_out_of_placement(
     transitions: Transitions, redis: Redis
 ) -> None:
-    for number, broken in enumerate(['{"cpu": null}', '{"cpu": "1"}', "[1]", "not json"]):
-        submit(transitions, f"bad{number}")
-        redis.hset(keys.job(JobId(f"bad{number}")), "estimates", broken)
+    for number, broken in enumerate(['{"demands": {"cpu": null}}', '{"store_id": 1}', "[1]", "not json"]):
+        submit(transitions, f"bad{number}", gib=number + 2)
+        group = str(redis.hget(keys.job(JobId(f"bad{number}")), "grouped")).partition(":")[0]
+        redis.hset(keys.GROUP_REQUESTS, group, json.dumps([broken, "", "", "", ""]))
     submit(transitions, "good")
 
-    found = [job.id for page in fleet.read_pending(redis) for job in page]
+    found = [job.id for group in Queue(redis).read() for job in group.jobs]
 
     assert found == ["good"]
 
@@ -674,7 +695,7 @@ def take_step(
     try:
         match step:
             case "place":
-                placed, _ = transitions.place(job, HOST, lead(transitions), CLAIM, ALIVE)
+                placed, _ = transitions.place(decided(job), lead(transitions), WINDOW)
                 tokens[job] = placed or tokens[job]
             case "claim":
                 transitions.claim(token, HOST, "boot", LEASE)

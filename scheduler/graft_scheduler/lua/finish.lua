@@ -38,7 +38,8 @@ if ARGV[5] ~= '' then
   redis.call('HINCRBY', JOB, ARGV[5], 1)
   redis.call('HSET', JOB, 'avoid', redis.call('HGET', JOB, 'host'))
 end
-redis.call('HSET', JOB, 'ended_token', token, 'stop', '', 'failure', ARGV[10], 'not_before', text(now + ARGV[7]))
+redis.call('HSET', JOB, 'ended_token', token, 'stop', '', 'failure', ARGV[10],
+  'not_before', ARGV[7] == '0' and '' or text(now + ARGV[7]))
 for field, value in pairs({result = ARGV[11], adapter = ARGV[12], log = ARGV[13], memory_limit = ARGV[14],
   above_bytes = ARGV[15], memory = ARGV[16]}) do
   if value ~= '' then

@@ -1,5 +1,6 @@
 -- Grant an assignment, if the caller still leads and the host still has the room.
--- ARGV: job, leader value, host, claim window ms, oldest report ms that counts as alive
+-- ARGV: job, leader value, host, claim window ms, oldest report ms that counts as alive,
+--       bytes to reserve, ms it will take or '', the job beside whose reservation it runs or ''
 -- Returns {'placed', token} or {'refused', reason}.
 local job, host = ARGV[1], ARGV[3]
 local now = now_ms()
@@ -19,38 +20,38 @@ if has[5] == '1' or has[6] == '1' then
   return {'refused', 'host takes nothing new'}
 end
 
-local budget, machine_budget = tonumber(has[1]), tonumber(has[2])
-local estimates = redis.call('HGET', JOB, 'estimates')
--- A job of unknown size takes the whole host.
-local bytes = math.min(budget, machine_budget)
-if estimates ~= '' then
-  bytes = cjson.decode(estimates)[has[8]] or bytes
-end
+local bytes = tonumber(ARGV[6])
 local jobs, on_host, on_machine = 0, 0, 0
-for _, held in ipairs(redis.call('HVALS', COMMITTED)) do
-  local one = cjson.decode(held)
+local held = beginning(HELD, has[4] .. ':', -1)
+for number, name in ipairs(held) do
+  held[number] = string.match(name, '[^:]+$')
+end
+for _, entry in ipairs(#held > 0 and redis.call('HMGET', COMMITTED, unpack(held)) or {}) do
+  local one = cjson.decode(entry)
+  on_machine = on_machine + one.bytes
   if one.host == host then
     jobs = jobs + 1
     on_host = on_host + one.bytes
-  end
-  if one.machine == has[4] then
-    on_machine = on_machine + one.bytes
   end
 end
 if jobs >= tonumber(has[3]) then
   return {'refused', 'no free slot'}
 end
-if on_host + bytes > budget or on_machine + bytes > machine_budget then
+if on_host + bytes > tonumber(has[1]) or on_machine + bytes > tonumber(has[2]) then
   return {'refused', 'not enough memory'}
 end
 
 local token = redis.call('HINCRBY', JOB, 'token', 1)
 local assignment = cjson.encode({token = token, jobs = {job}, hosts = {host}, host_name = has[7]})
 redis.call('ZREM', QUEUE, job)
+ungroup(job)
 redis.call('ZADD', PLACED, text(now + ARGV[4]), job)
-redis.call('HSET', COMMITTED, job, '{"host":' .. cjson.encode(host) .. ',"machine":' .. cjson.encode(has[4])
-  .. ',"bytes":' .. text(bytes) .. '}')
+-- Numbers of bytes and times are written by hand: cjson would shorten them.
+redis.call('HSET', COMMITTED, job, string.format('{"host":%s,"machine":%s,"bytes":%s,"at":%s,"ends":%s,"beside":%s}',
+  cjson.encode(host), cjson.encode(has[4]), text(bytes), text(now),
+  ARGV[7] == '' and 'null' or text(now + ARGV[7]), cjson.encode(ARGV[8])))
+redis.call('ZADD', HELD, 0, has[4] .. ':' .. host .. ':' .. job)
 redis.call('HSET', JOB, 'state', 'placed', 'assignment', assignment, 'host', host,
-  'reserved_bytes', text(bytes))
+  'reserved_bytes', text(bytes), 'reserved_on', '')
 event(now, job, 'placed', token, cjson.encode({host = has[7]}))
 return {'placed', token}

@@ -8,13 +8,18 @@
 -- KEYS[5] sorted set: placed jobs         KEYS[12] string: who leads
 -- KEYS[6] sorted set: leases              KEYS[13] counter: leaderships
 -- KEYS[7] hash: committed memory          KEYS[14] string: when a leader last looked
---                                         KEYS[15] counter: orders submissions
---                                         KEYS[16] hash: the host's record
+-- KEYS[15] counter: orders submissions    KEYS[16] hash: the host's record
+-- KEYS[17] sorted set: groups of queued jobs that are alike, by the score of their first
+-- KEYS[18] hash: what the jobs of a group ask for
+-- KEYS[19] sorted set, by name: '<group>:<score>:<job>' of every queued job
+-- KEYS[20] hash: groups that hold a reservation, and the job of each
+-- KEYS[21] sorted set, by name: '<machine>:<host>:<job>' of every placed or running job
 -- Scripts that concern no job, or no host, get an empty name in its place and do not use it.
 local JOB, JOB_EVENTS, JOB_LOG = KEYS[1], KEYS[2], KEYS[3]
 local QUEUE, PLACED, LEASES, COMMITTED = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local JOBS, HOSTS, EVENTS, WAKE = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local LEADER, EPOCH, CLOCK, SEQUENCE, HOST = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
+local GROUPS, GROUP_REQUESTS, GROUPED, RESERVED, HELD = KEYS[17], KEYS[18], KEYS[19], KEYS[20], KEYS[21]
 
 local RECORD_TTL_SECONDS = 90 * 86400 -- how long an ended job is remembered
 local LOG_TTL_SECONDS = 7 * 86400     -- how long its log lines stay here; the store keeps them whole
@@ -42,12 +47,63 @@ local function wake()
   redis.call('LTRIM', WAKE, 0, 0)
 end
 
+-- Every member of a sorted set by name that begins with this, the first `most` of them.
+local function beginning(set, start, most)
+  return redis.call('ZRANGEBYLEX', set, '[' .. start, '(' .. start .. '\255', 'LIMIT', 0, most)
+end
+
+-- Out of the group that the job waits in; a group without jobs is forgotten.
+local function ungroup(job)
+  local member = redis.call('HGET', JOB, 'grouped')
+  if not member or member == '' then
+    return
+  end
+  local group = string.match(member, '^[^:]+')
+  redis.call('HSET', JOB, 'grouped', '')
+  redis.call('ZREM', GROUPED, member)
+  local first = beginning(GROUPED, group .. ':', 1)[1]
+  if first then
+    redis.call('ZADD', GROUPS, string.match(first, ':(%d+):'), group)
+  else
+    redis.call('ZREM', GROUPS, group)
+    redis.call('HDEL', GROUP_REQUESTS, group)
+    redis.call('HDEL', RESERVED, group)
+  end
+end
+
+-- Into the group of the jobs that are alike in all that placement looks at. The name of a group is
+-- made from that alone, so that it is the same after a retry and for every leader.
+local function regroup(job)
+  ungroup(job)
+  local has = redis.call('HMGET', JOB, 'score', 'request', 'avoid', 'above_bytes', 'not_before', 'reserved_on')
+  local alike = {}
+  for number = 2, 6 do
+    alike[number - 1] = has[number] or ''
+  end
+  local asked = cjson.encode(alike)
+  local group = redis.sha1hex(asked)
+  local member = string.format('%s:%015.0f:%s', group, has[1], job)
+  redis.call('ZADD', GROUPED, 0, member)
+  redis.call('HSET', GROUP_REQUESTS, group, asked)
+  redis.call('ZADD', GROUPS, string.match(beginning(GROUPED, group .. ':', 1)[1], ':(%d+):'), group)
+  redis.call('HSET', JOB, 'grouped', member)
+  if alike[5] ~= '' then
+    redis.call('HSET', RESERVED, group, job)
+  end
+end
+
 -- Out of every set that says who holds the job.
 local function release(job)
   redis.call('ZREM', QUEUE, job)
+  ungroup(job)
   redis.call('ZREM', PLACED, job)
   redis.call('ZREM', LEASES, job)
-  redis.call('HDEL', COMMITTED, job)
+  local held = redis.call('HGET', COMMITTED, job)
+  if held then
+    local one = cjson.decode(held)
+    redis.call('ZREM', HELD, one.machine .. ':' .. one.host .. ':' .. job)
+    redis.call('HDEL', COMMITTED, job)
+  end
 end
 
 -- Back to the place in the queue that it had.
@@ -55,6 +111,7 @@ local function enqueue(now, job)
   release(job)
   redis.call('ZADD', QUEUE, redis.call('HGET', JOB, 'score'), job)
   redis.call('HSET', JOB, 'state', 'queued', 'queued_at', text(now))
+  regroup(job)
   wake()
 end
 
@@ -76,12 +133,12 @@ end
 
 -- A request that is said again, because its answer was lost, gets the answer it had.
 local function answered(request)
-  if redis.call('HGET', JOB, 'request') == request then
+  if redis.call('HGET', JOB, 'asked') == request then
     return redis.call('HGET', JOB, 'answer')
   end
 end
 
 local function answer(request, text)
-  redis.call('HSET', JOB, 'request', request, 'answer', text)
+  redis.call('HSET', JOB, 'asked', request, 'answer', text)
   return text
 end

@@ -1,0 +1,453 @@
+"""The fleet within one decision: what each host still has to give, and the room that is kept.
+
+Nothing here outlives the decision, and nothing looks at a clock or at Redis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from graft_scheduler.demand import Request
+from graft_scheduler.lessons import Lessons
+from graft_scheduler.rooms import (
+    FETCH_BYTES_PER_SECOND,
+    HostRoom,
+    Need,
+    PendingJob,
+    Placement,
+    Reservation,
+    Running,
+    need_on,
+    train_seconds,
+    usual_seconds,
+)
+from graft_scheduler.states import HostId, JobId
+
+LONG_SECONDS = 7 * 86_400.0
+"""A running job of which nobody knows when it ends is taken to end after this: late, but it ends."""
+SURELY = 2.0
+"""A job surely ends before a time when twice its estimate does."""
+ALIKE = 1.1
+"""Hosts whose sizes differ by no more are of one size class."""
+
+
+Make = tuple[str, str, str, int, str, bool]
+"""All that a job finds on a host other than what it has to do and has cached."""
+
+
+@dataclass(slots=True)
+class Machine:
+    """What the workers of one machine share."""
+
+    committed_bytes: int
+    available_bytes: int | None
+    stands: list[Stand]
+    kept: Kept | None = None
+    """At most one job has a reservation on a machine."""
+
+
+@dataclass(slots=True)
+class Stand:
+    """A host as it stands at this point of the decision."""
+
+    index: int
+    room: HostRoom
+    machine: Machine
+    make: int
+    size_class: int
+    committed_bytes: int
+    used_slots: int
+    running: list[Running]
+    takes_new_jobs: bool
+    largest_bytes: int
+    shelf: Shelf | None = None
+    version: int = 0
+    """Rises with every change of what it can give."""
+
+    @property
+    def free_bytes(self) -> int:
+        room, machine = self.room, self.machine
+        free = min(room.budget_bytes - self.committed_bytes, room.machine_bytes - machine.committed_bytes)
+        return free if machine.available_bytes is None else min(free, machine.available_bytes)
+
+
+@dataclass(slots=True)
+class Shelf:
+    """Hosts that were alike in all that a job looks at when the decision began, by their ids."""
+
+    free_bytes: int
+    stands: list[Stand]
+    _changed: int = 0
+    """So many of the first have changed since."""
+
+    def first(self) -> Stand | None:
+        """The first that is still as it was."""
+        while self._changed < len(self.stands) and self.stands[self._changed].version > 0:
+            self._changed += 1
+        return self.stands[self._changed] if self._changed < len(self.stands) else None
+
+    def all(self) -> list[Stand]:
+        """Those that are still as they were."""
+        return [stand for stand in self.stands if stand.version == 0]
+
+
+@dataclass(slots=True)
+class Kept:
+    """A reservation, and what it leaves to others."""
+
+    job: JobId
+    priority: int
+    stand: Stand
+    need: Need
+    starts_in_seconds: float = LONG_SECONDS
+    is_known: bool = False
+    """Whether that follows from what is known of the running jobs."""
+    host_extra: int = 0
+    """Bytes of the host that will be free beside it when it starts; of the machine; and slots."""
+    machine_extra: int = 0
+    slot_extra: int = 0
+    waits_for: JobId | None = None
+    """The last running job that must end before."""
+
+    @property
+    def bytes(self) -> int:
+        return min(self.need.most_bytes, self.stand.largest_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a host can give to a job now."""
+
+    bytes: int
+    beside: JobId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What jobs that are alike find on hosts of one make, whatever those have to do and have cached."""
+
+    need: Need
+    is_allowed: bool
+    """Whether such a host could run such a job if it had nothing else."""
+    train_seconds: float | None
+    """How long the training will take there, where that can be told."""
+
+
+class Kind:
+    """Jobs that are alike, as they look at hosts."""
+
+    def __init__(self, sample: PendingJob, lessons: Lessons) -> None:
+        self.request: Request = sample.request
+        self.avoid = sample.avoid
+        self.above_bytes = sample.above_bytes
+        self.is_paused = sample.pause_seconds > 0
+        self._lessons = lessons
+        self._looks: dict[int, Look] = {}
+        self._usual_seconds = usual_seconds(sample.request, lessons)
+
+    def look(self, stand: Stand) -> Look:
+        """What such a job finds on that host."""
+        look = self._looks.get(stand.make)
+        if look is None:
+            look = self._looks[stand.make] = self._first_look(stand.room)
+        return look
+
+    def lacks_base(self, stand: Stand) -> bool:
+        """Whether the host would have to fetch the base."""
+        return self.request.model is not None and self.request.model not in stand.room.cached
+
+    def seconds(self, stand: Stand) -> float | None:
+        """How long such a job will take there, where that can be told."""
+        train = self.look(stand).train_seconds
+        return None if train is None else train + self._fetch_seconds(stand)
+
+    def ends(self, stand: Stand) -> float:
+        """For comparing: a chip not met yet is taken to be as fast as the others on average."""
+        train = self.look(stand).train_seconds
+        return (self._usual_seconds if train is None else train) + self._fetch_seconds(stand)
+
+    def _fetch_seconds(self, stand: Stand) -> float:
+        return self.request.weight_bytes / FETCH_BYTES_PER_SECOND if self.lacks_base(stand) else 0.0
+
+    def _first_look(self, room: HostRoom) -> Look:
+        need = need_on(self.request, room, self._lessons)
+        if not self._allows(room, need):
+            return Look(need, is_allowed=False, train_seconds=None)
+        return Look(need, is_allowed=True, train_seconds=train_seconds(self.request, room, self._lessons))
+
+    def _allows(self, room: HostRoom, need: Need) -> bool:
+        largest = room.largest_bytes
+        return (
+            need.least_bytes <= largest
+            and largest > self.above_bytes
+            and self.request.store_id == room.store_id
+            and (room.allow_remote_code or not self.request.needs_remote_code)
+        )
+
+
+class Ledger:
+    """All hosts, and what this decision has given out so far."""
+
+    def __init__(self, rooms: Sequence[HostRoom]) -> None:
+        self._machines: dict[str, Machine] = {}
+        self._makes: dict[Make, int] = {}
+        classes = _size_classes(room.largest_bytes for room in rooms)
+        self.stands = [self._stand(index, room, classes) for index, room in enumerate(rooms)]
+        self.by_id: dict[HostId, Stand] = {stand.room.id: stand for stand in self.stands}
+        self.open: list[list[Shelf]] = [[] for _ in range(1 + max(classes.values(), default=-1))]
+        """Hosts with something to give when the decision began, by size class, alike ones together."""
+        self._fill_shelves()
+        self._soonest: list[tuple[int, int, int, float, Stand]] | None = None
+        self.changes: list[Stand] = []
+        """Every change of what a host can give, in order."""
+
+    def offer(self, kind: Kind, job: JobId, priority: int, stand: Stand) -> Offer | None:
+        """What the host can give to such a job now, and leave room that is kept intact."""
+        if not self._is_open(stand) or kind.is_paused:
+            return None
+        look = kind.look(stand)
+        if not look.is_allowed:
+            return None
+        need = look.need
+        if need.is_alone and (stand.machine.committed_bytes > 0 or stand.committed_bytes > 0):
+            return None
+        most = stand.free_bytes
+        beside = None
+        kept = stand.machine.kept
+        if kept is not None and kept.job != job and priority >= kept.priority:
+            beside, extra = _beside(kept, kind, stand)
+            if extra is not None:
+                most = min(most, extra)
+        return Offer(min(most, need.most_bytes), beside) if need.least_bytes <= most else None
+
+    def commit(self, placement: Placement) -> None:
+        """Give it out."""
+        stand = self.by_id[placement.host]
+        stand.committed_bytes += placement.bytes
+        stand.used_slots += 1
+        stand.machine.committed_bytes += placement.bytes
+        if stand.machine.available_bytes is not None:
+            stand.machine.available_bytes -= placement.bytes
+        stand.running.append(Running(placement.job, placement.bytes, placement.seconds, placement.beside))
+        self._changed(stand.machine)
+
+    def restore(self, reservations: Iterable[Reservation]) -> None:
+        """Keep what an earlier decision kept."""
+        for one in reservations:
+            stand = self.by_id.get(one.host)
+            if stand is not None:
+                need = Need(one.least_bytes, one.bytes, one.is_alone)
+                self.keep(Kept(one.job, one.priority, stand, need))
+
+    def keep(self, kept: Kept) -> None:
+        """Keep room for a job; whatever was kept on that machine is kept no longer."""
+        kept.stand.machine.kept = kept
+        self._changed(kept.stand.machine)
+
+    def let_go(self, stand: Stand) -> None:
+        """Keep nothing on that machine any longer."""
+        stand.machine.kept = None
+        self._changed(stand.machine)
+
+    def by_soonest(self) -> list[tuple[int, int, int, float, Stand]]:
+        """Hosts that may get jobs, the soonest first that the first of their jobs ends: claims missed,
+        the time in coarse steps, size class, the time. No full host can have room before.
+        """
+        if self._soonest is None:
+            ends = {id(machine): _first_end(machine) for machine in self._machines.values()}
+            found = []
+            for one in self.stands:
+                if one.takes_new_jobs:
+                    at = ends[id(one.machine)]
+                    rank = (one.room.missed_claims, coarse_time(at), one.size_class, at, one.index)
+                    found.append(rank)
+            self._soonest = [(*rank[:4], self.stands[rank[4]]) for rank in sorted(found)]
+        return self._soonest
+
+    def reservations(self) -> list[Reservation]:
+        """All that is kept, by host."""
+        return [
+            Reservation(
+                job=kept.job,
+                host=kept.stand.room.id,
+                bytes=kept.bytes,
+                least_bytes=kept.need.least_bytes,
+                is_alone=kept.need.is_alone,
+                priority=kept.priority,
+                starts_in_seconds=kept.starts_in_seconds if kept.is_known else None,
+            )
+            for machine in self._machines.values()
+            if (kept := machine.kept) is not None
+        ]
+
+    def rooms(self) -> list[HostRoom]:
+        """The hosts as they are after this decision."""
+        return [_room_after(stand) for stand in self.stands]
+
+    def _fill_shelves(self) -> None:
+        shelves: dict[tuple[frozenset[str], tuple[int, ...]], Shelf] = {}
+        for stand in sorted(self.stands, key=lambda stand: stand.room.id):
+            if not self._is_open(stand):
+                continue
+            room = stand.room
+            done = (stand.committed_bytes, stand.machine.committed_bytes, stand.used_slots)
+            alike = (stand.make, stand.free_bytes, room.slots, room.missed_claims, *done)
+            key = (room.cached, alike)
+            shelf = shelves.get(key)
+            if shelf is None:
+                shelf = shelves[key] = Shelf(stand.free_bytes, [])
+                self.open[stand.size_class].append(shelf)
+            shelf.stands.append(stand)
+            stand.shelf = shelf
+
+    def _changed(self, machine: Machine) -> None:
+        if machine.kept is not None:
+            foresee(machine.kept)
+        for stand in machine.stands:
+            stand.version += 1
+            self.changes.append(stand)
+
+    def _stand(self, index: int, room: HostRoom, classes: Mapping[int, int]) -> Stand:
+        machine = self._machines.get(room.machine_id)
+        if machine is None:
+            machine = Machine(room.machine_committed_bytes, room.available_bytes, [])
+            self._machines[room.machine_id] = machine
+        else:
+            machine.committed_bytes = max(machine.committed_bytes, room.machine_committed_bytes)
+            both = [one for one in (machine.available_bytes, room.available_bytes) if one is not None]
+            machine.available_bytes = min(both, default=None)
+        stand = Stand(
+            index=index,
+            room=room,
+            machine=machine,
+            make=self._makes.setdefault(_make(room), len(self._makes)),
+            size_class=classes[room.largest_bytes],
+            committed_bytes=room.committed_bytes,
+            used_slots=room.used_slots,
+            running=list(room.running),
+            takes_new_jobs=room.takes_new_jobs,
+            largest_bytes=room.largest_bytes,
+        )
+        machine.stands.append(stand)
+        return stand
+
+    @staticmethod
+    def _is_open(stand: Stand) -> bool:
+        return stand.takes_new_jobs and stand.used_slots < stand.room.slots and stand.free_bytes > 0
+
+
+def coarse_time(seconds: float) -> int:
+    """Times within a factor of two are alike."""
+    return int(math.log2(1 + seconds / 60))
+
+
+def foresee(kept: Kept) -> None:
+    """Work out when the job will be able to start, and what will be free beside it then.
+
+    Jobs that were let in beside it are taken to stay for ever: they were let in because they leave
+    its room. All others end, so it waits no longer than the host takes to finish them.
+    """
+    stand, need = kept.stand, kept.need
+    room, machine = stand.room, stand.machine
+    host_free = room.budget_bytes - stand.committed_bytes
+    machine_free = room.machine_bytes - machine.committed_bytes
+    others = machine.available_bytes
+    slots = room.slots - stand.used_slots
+    seconds, known, last = 0.0, True, None
+
+    def fits() -> bool:
+        free = min(host_free, machine_free) if others is None else min(host_free, machine_free, others)
+        is_empty = machine_free >= room.machine_bytes and host_free >= room.budget_bytes
+        return slots > 0 and need.least_bytes <= free and (is_empty or not need.is_alone)
+
+    for ends_in, is_known, one, is_here in _endings(kept):
+        if fits():
+            break
+        seconds, known, last = ends_in, known and is_known, one.job
+        machine_free += one.bytes
+        others = None if others is None else others + one.bytes
+        if is_here:
+            host_free += one.bytes
+            slots += 1
+    if not fits():  # something is held that no running job accounts for, or other processes hold it
+        seconds, known, last = LONG_SECONDS, False, None
+        beside = [(one, at is stand) for at in machine.stands for one in at.running if one.beside == kept.job]
+        host_free = room.budget_bytes - sum(one.bytes for one, is_here in beside if is_here)
+        machine_free = room.machine_bytes - sum(one.bytes for one, _ in beside)
+        slots = room.slots - sum(is_here for _, is_here in beside)
+    kept.starts_in_seconds, kept.is_known, kept.waits_for = seconds, known, last
+    kept.host_extra, kept.machine_extra = host_free - kept.bytes, machine_free - kept.bytes
+    kept.slot_extra = slots - 1
+
+
+def _endings(kept: Kept) -> list[tuple[float, bool, Running, bool]]:
+    """The running jobs of the machine that will make room, in the order in which they end."""
+    found = [
+        (
+            LONG_SECONDS if one.seconds_left is None else min(one.seconds_left, LONG_SECONDS),
+            one.seconds_left is not None,
+            one,
+            at is kept.stand,
+        )
+        for at in kept.stand.machine.stands
+        for one in at.running
+        if one.beside != kept.job
+    ]
+    return sorted(found, key=lambda ending: (ending[0], ending[2].job))
+
+
+def _beside(kept: Kept, kind: Kind, stand: Stand) -> tuple[JobId | None, int | None]:
+    """Beside which reservation a job would run, and the most it may take; nothing and nothing when
+    it will surely have ended before.
+    """
+    seconds = kind.seconds(stand) if kept.is_known else None
+    if seconds is not None and seconds * SURELY <= kept.starts_in_seconds:
+        return None, None
+    if kept.need.is_alone or kind.look(stand).need.is_alone:
+        return kept.job, -1
+    if stand is not kept.stand:
+        return kept.job, kept.machine_extra
+    return kept.job, min(kept.host_extra, kept.machine_extra) if kept.slot_extra > 0 else -1
+
+
+def _first_end(machine: Machine) -> float:
+    ends = (one.seconds_left for stand in machine.stands for one in stand.running)
+    return min((LONG_SECONDS if at is None else min(at, LONG_SECONDS) for at in ends), default=0.0)
+
+
+def _make(room: HostRoom) -> Make:
+    return (
+        room.backend,
+        room.chip,
+        room.mlx,
+        room.largest_bytes,
+        room.store_id,
+        room.allow_remote_code,
+    )
+
+
+def _size_classes(sizes: Iterable[int]) -> dict[int, int]:
+    """Size to class, smallest first; a class ends where a size is a tenth above its smallest."""
+    classes: dict[int, int] = {}
+    number, smallest = -1, 0.0
+    for size in sorted(set(sizes)):
+        if number < 0 or size > smallest * ALIKE:
+            number, smallest = number + 1, size
+        classes[size] = number
+    return classes
+
+
+def _room_after(stand: Stand) -> HostRoom:
+    room = stand.room
+    if stand.used_slots == room.used_slots and stand.machine.committed_bytes == room.machine_committed_bytes:
+        return room
+    return replace(
+        room,
+        committed_bytes=stand.committed_bytes,
+        used_slots=stand.used_slots,
+        machine_committed_bytes=stand.machine.committed_bytes,
+        available_bytes=stand.machine.available_bytes,
+        running=tuple(stand.running),
+    )
