@@ -18,9 +18,6 @@ from graft_scheduler.states import HostId, JobId
 
 logger = logging.getLogger(__name__)
 
-SETTLE_SECONDS = 10.0
-"""A job placed no longer than this before a host's report may not be in what the host says is available."""
-
 
 HOST_FIELDS = ("info", "name", "draining", "cordoned", "faulty_jobs", "missed_claims", "rests_until")
 """What is read of a host; its other fields are for the scripts."""
@@ -145,11 +142,10 @@ def _room(
 
 
 def _available(host: HostRecord, on_machine: Sequence[Commitment]) -> int | None:
-    """What other processes leave to new jobs, less what was placed since the host looked."""
+    """What other processes leave to new jobs: what they leave to all, less what those here may take."""
     if host.info.available_bytes is None:
         return None
-    recent = (one.bytes for one in on_machine if one.placed_at > host.seen_at - SETTLE_SECONDS)
-    return host.info.available_bytes - sum(recent)
+    return host.info.available_bytes - sum(one.bytes for one in on_machine)
 
 
 def _running(one: Commitment, seconds_left: float | None, now: float) -> Running:

@@ -17,12 +17,14 @@ import pytest
 from redis import Redis
 
 from graft_scheduler import keys
+from graft_scheduler.demand import Demand, Request
 from graft_scheduler.jobs import CountJob
 from graft_scheduler.records import HostInfo, JobRecord
+from graft_scheduler.rooms import Placement
 from graft_scheduler.settings import load_settings
 from graft_scheduler.states import FailureClass, HostId, JobId, JobState, Token
 from graft_scheduler.store import open_store
-from graft_scheduler.transitions import Transitions
+from graft_scheduler.transitions import Transitions, Window
 from graft_worker import attempt
 from graft_worker.attempt import Worker
 from graft_worker.host import open_folder
@@ -54,10 +56,12 @@ def worker(redis: Redis, tmp_path: Path) -> Iterator[Worker]:
 def assign(worker: Worker) -> Token:
     """A long job, placed on the worker."""
     spec = CountJob(steps=100_000, step_seconds=0.01)
-    worker.transitions.submit(JOB, spec, {"cpu": GIB}, worker.store.id)
+    demands = {"cpu": Demand.of(GIB)}
+    worker.transitions.submit(JOB, spec, Request(demands=demands, store_id=worker.store.id), demands)
     worker.transitions.host_beat(worker.info, 5)
     _, leader, _ = worker.transitions.lead("me", 60)
-    token, why = worker.transitions.place(JOB, HostId(worker.info.id), leader, 60, 60)
+    placement = Placement(JOB, HostId(worker.info.id), GIB)
+    token, why = worker.transitions.place(placement, leader, Window(60, 60))
     assert token is not None, why
     return token
 

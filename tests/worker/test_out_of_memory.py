@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.placement import HostRoom
 from graft_scheduler.records import HostInfo, JobRecord
 from graft_scheduler.recovery import CutReport, MemoryLimit
+from graft_scheduler.rooms import HostRoom
 from graft_scheduler.states import HostId
 from graft_worker.out_of_memory import decide, has_larger
 from tests.scheduler.test_transitions import host_info

@@ -19,7 +19,6 @@ from graft_scheduler.errors import Fenced, GraftError, StoreError, Unreachable
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.memory import Backend
 from graft_scheduler.messages import Checkpoint, Done, Failed, Shrink, Start
-from graft_scheduler.placement import HostRoom
 from graft_scheduler.records import (
     Failure,
     Hold,
@@ -29,6 +28,7 @@ from graft_scheduler.records import (
     dump_samples,
 )
 from graft_scheduler.recovery import keep
+from graft_scheduler.rooms import HostRoom
 from graft_scheduler.runner_process import EXIT_DEADLINE, RunnerProcess
 from graft_scheduler.settings import Settings
 from graft_scheduler.states import Digest, FailureClass, JobState, StopReason
@@ -313,7 +313,7 @@ class Attempt:
     def _hosts(self) -> list[HostRoom] | None:
         try:
             alive_seconds = self._worker.settings.heartbeat_seconds * MISSED_BEATS
-            return fleet.host_rooms(fleet.read_hosts(self._worker.quick.redis, alive_seconds))
+            return fleet.read_rooms(self._worker.quick.redis, alive_seconds)
         except RedisError as error:
             logger.warning("job %s: the hosts cannot be read: %s", self._record.id, error)
             return None

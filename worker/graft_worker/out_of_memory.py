@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.placement import HostRoom
 from graft_scheduler.records import HostInfo, JobRecord
 from graft_scheduler.recovery import CutReport, Recovery, learn, recover, what_would_fit
+from graft_scheduler.rooms import HostRoom
 from graft_scheduler.states import MAX_OUT_OF_MEMORY
 
 Hosts = Callable[[], Sequence[HostRoom] | None]

@@ -22,7 +22,6 @@ from pydantic import (
 )
 
 from graft_scheduler.complaints import explain
-from graft_scheduler.demand import Demand
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hyperparameters import Method
 from graft_scheduler.job_settings import build_train_job
