@@ -11,7 +11,9 @@ from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hub import fetch_hub_config
 from graft_scheduler.hyperparameters import Method
 from graft_scheduler.jobs import CountJob, DataFormat, DataRef, ModelRef, TrainJob
-from graft_scheduler.memory import Backend, estimate_peak, tokens_at_once
+from graft_scheduler.lengths import BYTES_PER_TOKEN, Lengths, auto_batch_rows, of_rows
+from graft_scheduler.memory import Backend
+from graft_scheduler.planning import Question, fastest_cut
 from graft_scheduler.store import Store
 
 DORA_BITS = (2, 4, 8)
@@ -30,6 +32,20 @@ class Submission:
     hub id, and no hub."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A fine-tune with its defaults written out, and what is known of what it will run on."""
+
+    spec: TrainJob
+    base: BaseModel | None
+    """Absent where nothing can be known here: a hub id, and no hub."""
+    lengths: Lengths
+    """Of the training rows, none of them shorter than it will be: for memory."""
+    likely_lengths: Lengths
+    """The same as they probably are: for time."""
+    valid_rows: int
+
+
 def check(job: TrainJob | CountJob) -> Submission:
     """The job with its defaults written out and its size estimated; nothing is stored.
 
@@ -39,16 +55,33 @@ def check(job: TrainJob | CountJob) -> Submission:
     """
     if isinstance(job, CountJob):
         return Submission(job, _the_same(job.limits.memory_bytes or job.memory_bytes))
+    resolved = resolve(job)
+    return Submission(resolved.spec, _estimate(resolved))
+
+
+def resolve(job: TrainJob) -> Resolved:
+    """The job with its defaults written out, the batch size `auto` among them; nothing is stored.
+
+    Raises:
+        InvalidInput: the model or the data can never work; says which file, line or field.
+        NotAllowed: the hub refuses the model.
+    """
     model, base = _locate(job.model)
-    data, longest_tokens = _locate_data(job.data)
+    data, rows = _locate_data(job)
     if base is not None:
         _check_base(job, base, data)
     has_length = job.epochs is not None or job.steps is not None
-    epochs = job.epochs if has_length else 1.0
-    optimizer = job.optimizer.model_copy(update={"learning_rate": job.learning_rate})
-    written_out = {"model": model, "data": data, "epochs": epochs, "optimizer": optimizer}
+    written_out = {
+        "model": model,
+        "data": data,
+        "epochs": job.epochs if has_length else 1.0,
+        "optimizer": job.optimizer.model_copy(update={"learning_rate": job.learning_rate}),
+        "batch_size": job.batch_size,
+    }
+    if job.batch_size == "auto":
+        written_out["batch_size"] = auto_batch_rows(rows.train_bytes, job.method, job.max_length)
     spec = job.model_copy(update=written_out)
-    return Submission(spec, _estimate(spec, base, longest_tokens))
+    return Resolved(spec, base, rows.most(job.max_length), rows.likely(job.max_length), rows.valid_rows)
 
 
 def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
@@ -115,25 +148,49 @@ def _check_quantization(job: TrainJob, base: BaseModel) -> None:
         )
 
 
-def _locate_data(data: DataRef) -> tuple[DataRef, int]:
-    """The data set by its absolute path, and more tokens than its longest row has."""
-    path = Path(data.source).expanduser().absolute()
-    summary = datasets.check(path, data.format)
-    located = data.model_copy(update={"source": str(path), "format": summary.format})
-    return located, summary.longest_bytes + TEMPLATE_TOKENS
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The sizes of a data set's rows, where nobody has counted their tokens."""
+
+    train_bytes: list[int]
+    valid_rows: int
+    longest_bytes: int
+    """Also of those that validate."""
+
+    def most(self, max_length: int) -> Lengths:
+        sizes = [*self.train_bytes, self.longest_bytes]
+        tokens = sorted(min(size + TEMPLATE_TOKENS, max_length) for size in sizes)
+        return Lengths(tuple(tokens), len(self.train_bytes))
+
+    def likely(self, max_length: int) -> Lengths:
+        tokens = (max(1, size // BYTES_PER_TOKEN) for size in self.train_bytes)
+        return of_rows(tokens, max_length, is_counted=False)
 
 
-def _estimate(spec: TrainJob, base: BaseModel | None, longest_tokens: int) -> dict[str, int] | None:
+def _locate_data(job: TrainJob) -> tuple[DataRef, _Rows]:
+    """The data set by its absolute path, and how long its rows are."""
+    path = Path(job.data.source).expanduser().absolute()
+    summary = datasets.check(path, job.data.format)
+    located = job.data.model_copy(update={"source": str(path), "format": summary.format})
+    train, valid = list(summary.train_bytes), list(summary.valid_bytes)
+    if not valid:
+        train, valid = datasets.split(train, job.data.valid_fraction, job.seed)
+    return located, _Rows(train, len(valid), summary.longest_bytes)
+
+
+def _estimate(resolved: Resolved) -> dict[str, int] | None:
+    spec, base = resolved.spec, resolved.base
     if spec.limits.memory_bytes is not None:
         return _the_same(spec.limits.memory_bytes)
     if base is None:
         return None
-    return {one.value: _estimate_on(one, spec, base, longest_tokens) for one in Backend}
+    return {one.value: _fastest(Question(base, spec, resolved.lengths, one)) for one in Backend}
 
 
-def _estimate_on(backend: Backend, spec: TrainJob, base: BaseModel, longest_tokens: int) -> int:
-    cut = spec.model_copy(update={"micro_batch_tokens": tokens_at_once(spec.micro_batch_tokens, backend)})
-    return estimate_peak(base, cut, longest_tokens, backend).total_bytes
+def _fastest(question: Question) -> int:
+    plan = fastest_cut(question)
+    assert plan is not None  # without a budget there always is one
+    return plan.peak_bytes
 
 
 def _the_same(size: int) -> dict[str, int]:
