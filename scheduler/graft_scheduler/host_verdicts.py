@@ -79,7 +79,7 @@ class HostVerdict:
     time: TimeEstimate | None = None
     short_bytes: int = 0
     remedies: tuple[Remedy, ...] = ()
-    """Each of them makes the job fit, if it is too small."""
+    """Each of them makes the job fit; looked for where it fits on no host (`with_remedies`)."""
 
 
 def verdict_of(resolved: Resolved, host: HostView) -> HostVerdict:
@@ -92,10 +92,20 @@ def verdict_of(resolved: Resolved, host: HostView) -> HostVerdict:
     most = _most_bytes(resolved.spec, host)
     needed = _needed_bytes(resolved.spec, question)
     if needed > most or smallest_cut(question).peak_bytes > most:
-        return _too_small(resolved, host, question, most)
+        return _too_small(resolved.spec, host, question, most)
     if host.refusal is not None:
         return _later(resolved, host, question, host.refusal, None, most)
     return _by_room(resolved, host, question, needed)
+
+
+def with_remedies(resolved: Resolved, verdict: HostVerdict) -> HostVerdict:
+    """The same, with what would make the job fit there if it is too large; it takes many estimates."""
+    base, host = resolved.base, verdict.host
+    if not verdict.short_bytes or base is None or resolved.spec.limits.memory_bytes is not None:
+        return verdict
+    question = _question(resolved, base, host)
+    found = remedies(question, resolved.likely_lengths, host.largest_bytes)
+    return replace(verdict, remedies=tuple(found))
 
 
 def starts(verdict: HostVerdict) -> tuple[int, float, float]:
@@ -132,18 +142,17 @@ def _of_unknown_size(host: HostView) -> HostVerdict:
     return HostVerdict(host, Fit.LATER, f"{words}: its size is unknown, so it takes a whole host", seconds)
 
 
-def _too_small(resolved: Resolved, host: HostView, question: Question, most: int) -> HostVerdict:
+def _too_small(job: TrainJob, host: HostView, question: Question, most: int) -> HostVerdict:
     needed = smallest_cut(question).peak_bytes
-    limit = resolved.spec.limits.memory_bytes
+    limit = job.limits.memory_bytes
     if limit is not None and limit > host.largest_bytes:
         short, why = limit - host.largest_bytes, f"`limits.memory_bytes` is {format_bytes(limit)}"
     elif limit is not None:
         short, why = needed - most, f"it needs {format_bytes(needed)}, more than `limits.memory_bytes`"
     else:
         short, why = needed - most, f"it needs {format_bytes(needed)} of {format_bytes(most)} at least"
-    found = remedies(question, resolved.likely_lengths, most) if limit is None else []
     reason = f"never, short by {format_bytes(short)}: {why}"
-    return HostVerdict(host, Fit.NEVER, reason, short_bytes=short, remedies=tuple(found))
+    return HostVerdict(host, Fit.NEVER, reason, short_bytes=short)
 
 
 def _by_room(resolved: Resolved, host: HostView, question: Question, needed: int) -> HostVerdict:

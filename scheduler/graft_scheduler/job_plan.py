@@ -10,13 +10,25 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from graft_scheduler.basemodels import BaseModel
-from graft_scheduler.host_verdicts import Fit, HostVerdict, HostView, flops_of, starts, verdict_of
+from graft_scheduler.host_verdicts import (
+    Fit,
+    HostVerdict,
+    HostView,
+    flops_of,
+    starts,
+    verdict_of,
+    with_remedies,
+)
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.lengths import Lengths
 from graft_scheduler.memory import Backend
-from graft_scheduler.planning import CutPlan, Question, fastest_cut, smallest_cut
+from graft_scheduler.memory_cuts import WIDTH_MULTIPLE
+from graft_scheduler.planning import CutPlan, Question, StepCut, fastest_cut, smallest_cut
 from graft_scheduler.states import HostId
-from graft_scheduler.submission import Resolved
+from graft_scheduler.submission import Resolved, resolve
+
+HELPED_HOSTS = 3
+"""So many hosts are asked what would help, where none will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +120,26 @@ def make_plan(resolved: Resolved, hosts: Sequence[HostView] | None = None, *, wa
         valid_rows=resolved.valid_rows,
         flops=None if base is None else flops_of(resolved, base, resolved.spec),
         backends=() if base is None else tuple(_on_backend(resolved, base, one) for one in backends),
-        hosts=tuple(_verdicts(resolved, hosts or ())),
+        hosts=_with_remedies(resolved, _verdicts(resolved, hosts or ())),
         asked_fleet=hosts is not None,
         waiting=waiting,
     )
+
+
+def plan_alone(job: TrainJob) -> JobPlan:
+    """The plan of a job where no fleet can be asked.
+
+    Raises:
+        InvalidInput: says the field, file or line and what would be right.
+    """
+    return make_plan(resolve(job))
+
+
+def longest_rows_at_once(plan: JobPlan, backend: Backend, cut: StepCut) -> int:
+    """Rows of the longest that one micro-batch holds; of shorter ones it holds more."""
+    multiple = 1 if backend is Backend.CPU else WIDTH_MULTIPLE
+    width = -(-plan.lengths.longest // multiple) * multiple
+    return max(1, min(plan.job.batch_rows, cut.micro_batch_tokens // width))
 
 
 def _verdicts(resolved: Resolved, hosts: Sequence[HostView]) -> list[HostVerdict]:
@@ -124,6 +152,14 @@ def _verdicts(resolved: Resolved, hosts: Sequence[HostView]) -> list[HostVerdict
             known[alike] = verdict_of(resolved, alike)
         found.append(replace(known[alike], host=host))
     return sorted(found, key=lambda one: (starts(one), one.short_bytes, one.host.name))
+
+
+def _with_remedies(resolved: Resolved, verdicts: Sequence[HostVerdict]) -> tuple[HostVerdict, ...]:
+    """Where no host will do: what would help on those that lack least."""
+    if any(one.fit is not Fit.NEVER for one in verdicts):
+        return tuple(verdicts)
+    short = [one for one in verdicts if one.short_bytes]
+    return tuple(with_remedies(resolved, one) if one in short[:HELPED_HOSTS] else one for one in verdicts)
 
 
 def _on_backend(resolved: Resolved, base: BaseModel, backend: Backend) -> BackendPlan:
