@@ -116,6 +116,8 @@ class Progress(Message):
     padding_share: float | None = None
     """Of the tokens computed in the last steps."""
     memory_bytes: int | None = None
+    cache_bytes: int | None = None
+    """Freed buffers that MLX keeps; in neither of the other two."""
     peak_bytes: int | None = None
     seconds_left: float | None = None
     trained_seconds: float = 0.0

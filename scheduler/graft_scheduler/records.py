@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from graft_scheduler.jobs import CountJob, TrainJob, parse_job
 from graft_scheduler.messages import TrainResult
@@ -71,9 +71,27 @@ class JobProgress(Value):
     tokens_per_second: float | None = None
     padding_share: float | None = None
     memory_bytes: int | None = None
+    cache_bytes: int | None = None
     peak_bytes: int | None = None
     seconds_left: float | None = None
     trained_seconds: float = 0.0
+
+
+class MemorySample(Value):
+    """A runner's memory at one time: what MLX says of itself, and what the system sees."""
+
+    seconds: float
+    """Since the runner was started."""
+    phase: Phase
+    active_bytes: int | None = None
+    """In MLX's arrays, as it last said."""
+    cache_bytes: int | None = None
+    """In buffers that MLX keeps for the next ones."""
+    footprint_bytes: int
+    """Of the runner and all that it started, on the machine's side."""
+
+
+_SAMPLES = TypeAdapter(tuple[MemorySample, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +128,13 @@ class JobRecord:
     failure: Failure | None
     adapter: Digest | None
     log: Digest | None
+    memory_text: str = ""
+    """See `memory`; read only where it is wanted, as it is long."""
+
+    @property
+    def memory(self) -> tuple[MemorySample, ...]:
+        """The memory of the newest attempt that has ended, in order of time."""
+        return _SAMPLES.validate_json(self.memory_text) if self.memory_text else ()
 
     @property
     def host_name(self) -> str | None:
@@ -147,6 +172,7 @@ class JobRecord:
             failure=optional(Failure.model_validate_json, "failure"),
             adapter=optional(Digest, "adapter"),
             log=optional(Digest, "log"),
+            memory_text=fields.get("memory", ""),
         )
 
     def as_json(self) -> dict[str, Any]:
