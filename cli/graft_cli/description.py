@@ -85,7 +85,7 @@ def _settings(spec: TrainJob | CountJob) -> list[tuple[str, str]]:
     return [
         ("model", spec.model.source),
         ("data", spec.data.source),
-        ("method", _method(spec)),
+        ("method", method_of(spec)),
         ("learning rate", f"{spec.learning_rate:g} ({optimizer}, {schedule})"),
         ("length", f"{length}, batches of {spec.batch_size}, rows of at most {spec.max_length} tokens"),
         ("seed", str(spec.seed)),
@@ -93,7 +93,8 @@ def _settings(spec: TrainJob | CountJob) -> list[tuple[str, str]]:
     ]
 
 
-def _method(spec: TrainJob) -> str:
+def method_of(spec: TrainJob) -> str:
+    """How the base is adapted, in a few words."""
     adapter = spec.adapter
     layers = f"the last {adapter.layers} layers" if adapter.layers else "all layers"
     if spec.method == "full":

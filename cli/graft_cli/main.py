@@ -15,6 +15,7 @@ from graft_cli import (
     hosts,
     installation,
     listing,
+    plan,
     processes,
     train,
     up,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 
 app.command()(train.train)
+app.command()(plan.plan)
 app.command("ps")(listing.ps)
 app.command()(listing.show)
 app.command()(listing.why)

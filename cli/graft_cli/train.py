@@ -8,59 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graft_cli.exits import ExitCode
+from graft_cli.job_options import takes_job
 from graft_cli.options import AsJson, RedisUrl, Timeout, connect
 from graft_cli.output import out
+from graft_cli.plan import tell_plan
 
 if TYPE_CHECKING:
     from graft_scheduler.jobs import TrainJob
     from graft_scheduler.messages import TrainResult
 
 
+@takes_job
 def train(
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", "--model-path", help="Base model: a folder or a hub id.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", "-d", help="A JSONL file, or a folder with train.jsonl.")
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="How to adapt the base: lora, qlora, dora or full; default: lora.")
-    ] = None,
-    rank: Annotated[
-        str | None,
-        typer.Option(metavar="N|auto", help="Rank of the adapters, or auto to find it; default: 8."),
-    ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Adapter strength as alpha / rank.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--lr", "--learning-rate", help="Peak learning rate; default: 1e-4.")
-    ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data; default: 1.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of --epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step; default: 8.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest row in tokens; default: 2048.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Adapt only the last N blocks.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random; default: 0.")] = None,
-    grad_checkpoint: Annotated[
-        bool | None, typer.Option("--grad-checkpoint", help="Less memory for more time.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
-    priority: Annotated[int | None, typer.Option(help="0 (most urgent) to 9; default: 5.")] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A label; repeatable.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of a job, such as optimizer.name=sgd."),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "-c", metavar="FILE", help="Settings in TOML, JSON or YAML, Graft's or mlx-lm's."
-        ),
-    ] = None,
+    job: TrainJob,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the exit code says which.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait, with a progress bar.")] = False,
     timeout: Timeout = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Train in this terminal, without a queue.")] = False,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where --local puts the adapter.")
@@ -69,28 +33,9 @@ def train(
     redis_url: RedisUrl = None,
 ) -> None:
     """Fine-tune a model: submit a job, and print its id."""
-    from graft_cli.train_settings import build_job, parse_labels, parse_rank
-
-    flags = {
-        "model": model,
-        "data": data,
-        "method": method,
-        "adapter.rank": parse_rank(rank),
-        "adapter.alpha": alpha,
-        "adapter.layers": layers,
-        "optimizer.learning_rate": learning_rate,
-        "epochs": epochs,
-        "steps": steps,
-        "batch_size": batch_size,
-        "max_length": max_length,
-        "seed": seed,
-        "gradient_checkpointing": grad_checkpoint,
-        "name": name,
-        "priority": priority,
-        "labels": parse_labels(label or ()),
-    }
-    job = build_job(config, flags, settings or ())
-    if local:
+    if dry_run:
+        tell_plan(job, redis_url, as_json=as_json)
+    elif local:
         train_locally(job, output, as_json=as_json)
     elif output is not None:
         refuse_output()

@@ -6,19 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graft_scheduler.client import Client, JobHandle
+    from graft_scheduler.job_plan import JobPlan
     from graft_scheduler.jobs import CountJob, JobSpec, TrainJob
     from graft_scheduler.records import JobRecord
 
 _HOMES = {
     "Client": "client",
     "JobHandle": "client",
+    "JobPlan": "job_plan",
     "CountJob": "jobs",
     "JobSpec": "jobs",
     "TrainJob": "jobs",
     "JobRecord": "records",
 }
 
-__all__ = ["Client", "CountJob", "JobHandle", "JobRecord", "JobSpec", "TrainJob"]
+__all__ = ["Client", "CountJob", "JobHandle", "JobPlan", "JobRecord", "JobSpec", "TrainJob"]
 
 
 def __getattr__(name: str) -> Any:

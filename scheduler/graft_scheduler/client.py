@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from graft_scheduler import keys, submission
+from graft_scheduler import fleet, keys, submission
 from graft_scheduler.errors import Conflict, JobFailed, StoreError, Unreachable
+from graft_scheduler.job_plan import JobPlan, make_plan
 from graft_scheduler.jobs import CountJob, TrainJob, current_user
+from graft_scheduler.lessons import read_lessons
+from graft_scheduler.plan_hosts import host_views
 from graft_scheduler.reader import Reader
 from graft_scheduler.records import HostRecord, JobRecord
 from graft_scheduler.settings import Settings, load_settings
@@ -96,6 +99,25 @@ class Client(Reader):
             self._transitions.submit(job_id, prepared.spec, prepared.request(store.id), prepared.demands)
         self._broker().announce_waiting([(job_id, 0, job.kind, job.submitter)])
         return JobHandle(self, job_id)
+
+    def plan(self, job: TrainJob) -> JobPlan:
+        """What the job would take, and what each host answers to it; nothing is stored or queued.
+
+        Raises:
+            InvalidInput: says the field, file or line and what would be right.
+        """
+        resolved = submission.resolve(job)
+        store_id = self._store().id
+        with self._reached():
+            devices = {
+                host.info.id: host.info.device for host in fleet.read_hosts(self._redis, self._alive_seconds)
+            }
+            rooms = fleet.read_rooms(self._redis, self._alive_seconds)
+            lessons = read_lessons(self._redis)
+            waiting: Any = self._redis.zcard(keys.QUEUE)
+        rooms = [room for room in rooms if room.id in devices]
+        views = host_views(resolved, store_id, rooms, devices, lessons)
+        return make_plan(resolved, views, waiting=waiting)
 
     def cancel(self, job_id: str) -> JobRecord:
         """Cancel a job that waits, or ask its runner to save a checkpoint and stop.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,21 +47,22 @@ class DatasetSummary:
     format: DataFormat
     train_rows: int
     valid_rows: int
-    longest_bytes: int
-    """Of any row's line: no row has more tokens than that, but for what a chat template adds."""
-    row_bytes: Sequence[int] = ()
-    """Of every line of the training file."""
+    train_bytes: tuple[int, ...]
+    """Of each row's line: no row has more tokens than that, but for what a chat template adds."""
+    valid_bytes: tuple[int, ...]
+
+    @property
+    def longest_bytes(self) -> int:
+        return max(self.train_bytes + self.valid_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
     """What became of one file."""
 
-    rows: int
+    row_bytes: tuple[int, ...]
     format: DataFormat | None
     problems: list[str]
-    sizes: Sequence[int] = ()
-    """Of its lines, in bytes."""
 
 
 class _BadRow(Exception):
@@ -112,11 +112,11 @@ def check(path: Path, data_format: DataFormat | None = None) -> DatasetSummary:
     """
     files = find_files(path)
     train = _check_file(files.train, data_format)
-    valid = _check_file(files.valid, train.format) if files.valid else _Checked(0, train.format, [])
+    valid = _check_file(files.valid, train.format) if files.valid else _Checked((), train.format, [])
     _refuse(train.problems + valid.problems)
     assert train.format is not None  # without a row of any format it was refused
-    longest = max([*train.sizes, *valid.sizes])
-    return DatasetSummary(train.format, train.rows, valid.rows, longest, train.sizes)
+    train_bytes, valid_bytes = train.row_bytes, valid.row_bytes
+    return DatasetSummary(train.format, len(train_bytes), len(valid_bytes), train_bytes, valid_bytes)
 
 
 def detect_format(fields: Mapping[str, Any]) -> DataFormat | None:
@@ -164,19 +164,19 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_file(path: Path, data_format: DataFormat | None) -> _Checked:
-    sizes = array("L")
+    row_bytes = []
     problems = []
     for number, raw in _lines(path):
-        sizes.append(len(raw))
+        row_bytes.append(len(raw))
         try:
             fields = _parse(raw)
             data_format = data_format or detect_format(fields)
             _check_row(fields, data_format)
         except _BadRow as error:
             problems.append(f"{path}:{number}: {error}")
-    if not sizes:
+    if not row_bytes:
         problems.append(f"{path}: has no rows")
-    return _Checked(len(sizes), data_format, problems, sizes)
+    return _Checked(tuple(row_bytes), data_format, problems)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class JobRecord:
     failure: Failure | None
     adapter: Digest | None
     log: Digest | None
-    memory_text: str
+    memory_text: str = ""
     """See `memory`; read only where it is wanted, as it is long."""
 
     @property

@@ -12,8 +12,11 @@ from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hub import fetch_hub_config
 from graft_scheduler.hyperparameters import Method
 from graft_scheduler.jobs import CountJob, DataFormat, DataRef, ModelRef, TrainJob
-from graft_scheduler.memory import Backend, estimate_peak, tokens_at_once
+from graft_scheduler.lengths import BYTES_PER_TOKEN, Lengths, auto_batch_rows, of_rows
+from graft_scheduler.memory import Backend
+from graft_scheduler.planning import Question, fastest_cut, smallest_cut
 from graft_scheduler.store import Store
+from graft_scheduler.time_estimate import flops
 
 DORA_BITS = (2, 4, 8)
 """Quantised bases whose DoRA adapters stock mlx-lm can load: it takes 32 to be a multiple of the bits."""
@@ -33,6 +36,8 @@ class Submission:
     """The base's `model_type`, where it is known."""
     weight_bytes: int = 0
     """Of the base, where it is known."""
+    flops: float | None = None
+    """Of the whole training, where the base is known."""
 
     def request(self, store_id: str) -> Request:
         """What placement must know of it. Estimates are made coarse, so that jobs of nearly one size
@@ -48,9 +53,24 @@ class Submission:
             needs_remote_code=spec.model.trust_remote_code,
             family=self.family,
             method=spec.method.value,
+            flops=None if self.flops is None else float(f"{self.flops:.1e}"),
             model=base_name(spec.model),
             weight_bytes=self.weight_bytes,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A fine-tune with its defaults written out, and what is known of what it will run on."""
+
+    spec: TrainJob
+    base: BaseModel | None
+    """Absent where nothing can be known here: a hub id, and no hub."""
+    lengths: Lengths
+    """Of the training rows, none of them shorter than it will be: for memory."""
+    likely_lengths: Lengths
+    """The same as they probably are: for time."""
+    valid_rows: int
 
 
 def check(job: TrainJob | CountJob) -> Submission:
@@ -62,19 +82,37 @@ def check(job: TrainJob | CountJob) -> Submission:
     """
     if isinstance(job, CountJob):
         return Submission(job, _the_same(job.limits.memory_bytes or job.memory_bytes))
+    resolved = resolve(job)
+    spec, base = resolved.spec, resolved.base
+    if base is None:
+        return Submission(spec, _estimate(resolved))
+    work = flops(spec, base, resolved.likely_lengths, resolved.valid_rows)
+    return Submission(spec, _estimate(resolved), base.model_type, base.weight_bytes, work)
+
+
+def resolve(job: TrainJob) -> Resolved:
+    """The job with its defaults written out, the batch size `auto` among them; nothing is stored.
+
+    Raises:
+        InvalidInput: the model or the data can never work; says which file, line or field.
+        NotAllowed: the hub refuses the model.
+    """
     model, base = _locate(job.model)
-    data, longest_tokens = _locate_data(job.data)
+    data, rows = _locate_data(job)
     if base is not None:
         _check_base(job, base, data)
     has_length = job.epochs is not None or job.steps is not None
-    epochs = job.epochs if has_length else 1.0
-    optimizer = job.optimizer.model_copy(update={"learning_rate": job.learning_rate})
-    written_out = {"model": model, "data": data, "epochs": epochs, "optimizer": optimizer}
+    written_out = {
+        "model": model,
+        "data": data,
+        "epochs": job.epochs if has_length else 1.0,
+        "optimizer": job.optimizer.model_copy(update={"learning_rate": job.learning_rate}),
+        "batch_size": job.batch_size,
+    }
+    if job.batch_size == "auto":
+        written_out["batch_size"] = auto_batch_rows(rows.train_bytes, job.method, job.max_length)
     spec = job.model_copy(update=written_out)
-    demands = _estimate(spec, base, longest_tokens)
-    if base is None:
-        return Submission(spec, demands)
-    return Submission(spec, demands, base.model_type, base.weight_bytes)
+    return Resolved(spec, base, rows.most(job.max_length), rows.likely(job.max_length), rows.valid_rows)
 
 
 def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
@@ -146,25 +184,50 @@ def _check_quantization(job: TrainJob, base: BaseModel) -> None:
         )
 
 
-def _locate_data(data: DataRef) -> tuple[DataRef, int]:
-    """The data set by its absolute path, and more tokens than its longest row has."""
-    path = Path(data.source).expanduser().absolute()
-    summary = datasets.check(path, data.format)
-    located = data.model_copy(update={"source": str(path), "format": summary.format})
-    return located, summary.longest_bytes + TEMPLATE_TOKENS
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The sizes of a data set's rows, where nobody has counted their tokens."""
+
+    train_bytes: list[int]
+    valid_rows: int
+    longest_bytes: int
+    """Also of those that validate."""
+
+    def most(self, max_length: int) -> Lengths:
+        sizes = [*self.train_bytes, self.longest_bytes]
+        tokens = sorted(min(size + TEMPLATE_TOKENS, max_length) for size in sizes)
+        return Lengths(tuple(tokens), len(self.train_bytes))
+
+    def likely(self, max_length: int) -> Lengths:
+        tokens = (max(1, size // BYTES_PER_TOKEN) for size in self.train_bytes)
+        return of_rows(tokens, max_length, is_counted=False)
 
 
-def _estimate(spec: TrainJob, base: BaseModel | None, longest_tokens: int) -> dict[str, Demand] | None:
+def _locate_data(job: TrainJob) -> tuple[DataRef, _Rows]:
+    """The data set by its absolute path, and how long its rows are."""
+    path = Path(job.data.source).expanduser().absolute()
+    summary = datasets.check(path, job.data.format)
+    located = job.data.model_copy(update={"source": str(path), "format": summary.format})
+    train, valid = list(summary.train_bytes), list(summary.valid_bytes)
+    if not valid:
+        train, valid = datasets.split(train, job.data.valid_fraction, job.seed)
+    return located, _Rows(train, len(valid), summary.longest_bytes)
+
+
+def _estimate(resolved: Resolved) -> dict[str, Demand] | None:
+    spec, base = resolved.spec, resolved.base
     if spec.limits.memory_bytes is not None:
         return _the_same(spec.limits.memory_bytes)
     if base is None:
         return None
-    return {one.value: Demand.of(_estimate_on(one, spec, base, longest_tokens)) for one in Backend}
+    return {one.value: _demand(Question(base, spec, resolved.lengths, one)) for one in Backend}
 
 
-def _estimate_on(backend: Backend, spec: TrainJob, base: BaseModel, longest_tokens: int) -> int:
-    cut = spec.model_copy(update={"micro_batch_tokens": tokens_at_once(spec.micro_batch_tokens, backend)})
-    return estimate_peak(base, cut, longest_tokens, backend).total_bytes
+def _demand(question: Question) -> Demand:
+    fastest = fastest_cut(question)
+    assert fastest is not None  # without a budget there always is one
+    least = min(smallest_cut(question).peak_bytes, fastest.peak_bytes)
+    return Demand(minimum_bytes=least, preferred_bytes=fastest.peak_bytes)
 
 
 def _the_same(size: int) -> dict[str, Demand]:

@@ -47,7 +47,7 @@ def choose_batch_rows(spec: TrainJob, path: Path) -> int:
         JobError: the data cannot be read; class `data`.
     """
     try:
-        return auto_batch_rows(check(path, spec.data.format).row_bytes, spec.method, spec.max_length)
+        return auto_batch_rows(check(path, spec.data.format).train_bytes, spec.method, spec.max_length)
     except InvalidInput as error:
         raise JobError(FailureClass.DATA, str(error)) from error
 

@@ -1,0 +1,64 @@
+"""The hosts of a fleet as a plan sees them: their room, what holds it, and what was learned there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from graft_scheduler.demand import Demand, Request
+from graft_scheduler.host_verdicts import Holder, HostView
+from graft_scheduler.lessons import LessonKey, Lessons
+from graft_scheduler.memory import Backend
+from graft_scheduler.rooms import HostRoom, PendingJob
+from graft_scheduler.states import HostId, JobId
+from graft_scheduler.submission import Resolved
+from graft_scheduler.waiting import explain_wait
+
+PLANNED = JobId("planned")
+"""Stands for the job that nobody has submitted yet."""
+FREE = "free"
+"""Begins the reason of a host that would take the job."""
+
+
+def host_views(
+    resolved: Resolved,
+    store_id: str,
+    rooms: Sequence[HostRoom],
+    devices: Mapping[HostId, str],
+    lessons: Lessons,
+) -> list[HostView]:
+    """The hosts as they answer to this job; `devices` are their names for people, by host id."""
+    return [_view(resolved, store_id, room, devices[room.id], lessons) for room in rooms]
+
+
+def _view(resolved: Resolved, store_id: str, room: HostRoom, device: str, lessons: Lessons) -> HostView:
+    refusal, for_good = _refusal(resolved, store_id, room)
+    family = "" if resolved.base is None else resolved.base.model_type
+    lesson = lessons.get(LessonKey(family, resolved.spec.method.value, room.chip, room.mlx))
+    return HostView(
+        id=room.id,
+        name=room.name,
+        backend=Backend(room.backend),
+        device=device,
+        largest_bytes=room.largest_bytes,
+        free_bytes=room.free_bytes,
+        slots=room.slots,
+        holders=tuple(Holder(one.job, one.bytes, one.seconds_left) for one in room.running),
+        refusal=refusal,
+        refuses_for_good=for_good,
+        memory_factor=1.0 if lesson is None else lesson.memory_factor,
+        flops_per_second=None if lesson is None else lesson.flops_per_second,
+        samples=0 if lesson is None else lesson.samples,
+    )
+
+
+def _refusal(resolved: Resolved, store_id: str, room: HostRoom) -> tuple[str | None, bool]:
+    """Why placement gives the host no such job, were it of no size; and whether that is for good."""
+    request = Request(
+        demands={room.backend: Demand.of(0)},
+        store_id=store_id,
+        needs_remote_code=resolved.spec.model.trust_remote_code,
+    )
+    (reason,) = explain_wait(PendingJob(PLANNED, request), [room])
+    if reason.is_full or (reason.fits_ever and reason.reason.startswith(FREE)):
+        return None, False
+    return reason.reason, not reason.fits_ever

@@ -1,0 +1,211 @@
+"""What would make a job fit that does not: the changes that do least harm to its result, each one tried
+on the estimate before it is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import reduce
+from typing import Any
+
+from graft_scheduler.hyperparameters import LossKernel, Method, OptimizerConfig, OptimizerName
+from graft_scheduler.jobs import TrainJob
+from graft_scheduler.lengths import Lengths
+from graft_scheduler.planning import Question, smallest_cut
+
+LENGTH_STEP = 64
+"""`max_length` is suggested in multiples of this."""
+FEW_ROWS = 0.01
+"""Cutting no larger share of the rows changes little."""
+
+
+class Harm(IntEnum):
+    """What a change does to the result."""
+
+    NONE = 0
+    """The same result, up to rounding."""
+    LITTLE = 1
+    SOME = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A change that makes the job fit."""
+
+    words: str
+    flags: tuple[str, ...]
+    """What to type beside the rest."""
+    harm: Harm
+    peak_bytes: int
+    """Of the changed job with its smallest cut: at most the budget."""
+    rows_cut: float = 0.0
+    """The share of rows that are probably longer than a new `max_length`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    words: str
+    flags: tuple[str, ...]
+    harm: Harm
+    update: Mapping[str, Any]
+    """Fields of the job with their new values."""
+    rows_cut: float = 0.0
+
+    def after(self, other: _Change) -> _Change:
+        """Both, where this one was made for the job that the other leaves."""
+        return _Change(
+            ", and ".join(words for words in (other.words, self.words) if words),
+            other.flags + self.flags,
+            max(self.harm, other.harm),
+            {**other.update, **self.update},
+            max(self.rows_cut, other.rows_cut),
+        )
+
+
+NO_CHANGE = _Change("", (), Harm.NONE, {})
+
+
+def remedies(question: Question, likely: Lengths, budget_bytes: int) -> list[Remedy]:
+    """Changes with each of which the job fits into the budget, the least harmful first.
+
+    Several free changes together, or a harmful one beside all free ones, where none does alone. Empty
+    where the job fits, or nothing helps. `likely` are the lengths that rows probably have.
+    """
+    fitting = _Fitting(question, likely, budget_bytes)
+    if fitting.peak(question.job) <= budget_bytes:
+        return []
+    free = list(_free_changes(question.job))
+    together = reduce(lambda earlier, one: one.after(earlier), free, NO_CHANGE)
+    attempts: tuple[Callable[[], list[_Change]], ...] = (
+        lambda: free,
+        lambda: [together, *fitting.costly(NO_CHANGE)],
+        lambda: fitting.costly(together),
+        lambda: fitting.combined(together),
+    )
+    for changes in attempts:
+        if found := fitting.tried(changes()):
+            return sorted(found, key=lambda one: (one.harm, one.rows_cut))
+    return []
+
+
+def _free_changes(job: TrainJob) -> Iterator[_Change]:
+    """Those that only cost time."""
+    if job.gradient_checkpointing is False:
+        words = "let each host use gradient checkpointing where it has to"
+        flags = ("--set gradient_checkpointing=null",)
+        yield _Change(words, flags, Harm.NONE, {"gradient_checkpointing": None})
+    if job.micro_batch_tokens is not None:
+        words = f"let each host choose `micro_batch_tokens`, which is {job.micro_batch_tokens}"
+        yield _Change(words, ("--set micro_batch_tokens=null",), Harm.NONE, {"micro_batch_tokens": None})
+    if job.compute.loss is LossKernel.PLAIN:
+        compute = job.compute.model_copy(update={"loss": LossKernel.CHUNKED})
+        flags = ("--set compute.loss=chunked",)
+        yield _Change("compute the loss in chunks", flags, Harm.NONE, {"compute": compute})
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitting:
+    """Makes changes, and tries them on the estimate."""
+
+    question: Question
+    likely: Lengths
+    budget_bytes: int
+
+    def peak(self, job: TrainJob) -> int:
+        lengths = self.question.lengths.cut(job.max_length)
+        return smallest_cut(replace(self.question, job=job, lengths=lengths)).peak_bytes
+
+    def tried(self, changes: Sequence[_Change]) -> list[Remedy]:
+        """Those that are remedies."""
+        peaks = [(one, self.peak(self._changed(one))) for one in changes]
+        return [
+            Remedy(one.words, one.flags, one.harm, peak, one.rows_cut)
+            for one, peak in peaks
+            if peak <= self.budget_bytes
+        ]
+
+    def costly(self, start: _Change) -> list[_Change]:
+        """Changes to what is learned, beside `start`."""
+        kinds = (self._adafactor, self._qlora, self._shorter, self._fewer_layers)
+        changes = [kind(self._changed(start)) for kind in kinds]
+        return [one.after(start) for one in changes if one is not None]
+
+    def combined(self, start: _Change) -> list[_Change]:
+        """The last resort: a quantised base, and shorter rows or fewer layers too."""
+        quantised = self._qlora(self._changed(start))
+        if quantised is None:
+            return []
+        first = quantised.after(start)
+        changes = [kind(self._changed(first)) for kind in (self._shorter, self._fewer_layers)]
+        return [one.after(first) for one in changes if one is not None]
+
+    def _changed(self, change: _Change) -> TrainJob:
+        return self.question.job.model_copy(update=dict(change.update))
+
+    def _adafactor(self, job: TrainJob) -> _Change | None:
+        old = job.optimizer
+        if job.method is not Method.FULL or old.name is OptimizerName.ADAFACTOR:
+            return None
+        if old.betas or old.eps or old.momentum:  # of which adafactor has none: it would be refused
+            return None
+        kept = {"learning_rate", "weight_decay", "max_grad_norm", "max_skipped_steps"}
+        new = OptimizerConfig(name=OptimizerName.ADAFACTOR, **old.model_dump(include=kept))
+        return _Change(
+            f"train with adafactor, which keeps less than {old.name.value}",
+            ("--set optimizer.name=adafactor",),
+            Harm.LITTLE,
+            {"optimizer": new},
+        )
+
+    def _qlora(self, job: TrainJob) -> _Change | None:
+        if self.question.model.quantization is not None or job.method is Method.QLORA:
+            return None
+        return _Change(
+            f"adapt a quantised base (qlora) in place of {job.method.value}",
+            ("--method qlora",),
+            Harm.SOME if job.method is Method.FULL else Harm.LITTLE,
+            {"method": Method.QLORA},
+        )
+
+    def _shorter(self, job: TrainJob) -> _Change | None:
+        """The longest rows that fit."""
+
+        def cut(length: int) -> _Change:
+            share = self.likely.share_above(length)
+            return _Change(
+                f"cut rows to {length} tokens: about {share:.1%} of them are longer",
+                (f"--max-length {length}",),
+                Harm.LITTLE if share <= FEW_ROWS else Harm.SOME,
+                {"max_length": length},
+                share,
+            )
+
+        longest = min(self.question.lengths.longest, job.max_length)
+        return self._largest(job, range(LENGTH_STEP, longest, LENGTH_STEP), cut)
+
+    def _fewer_layers(self, job: TrainJob) -> _Change | None:
+        """The most blocks that fit."""
+
+        def cut(layers: int) -> _Change:
+            blocks = "block" if layers == 1 else f"{layers} blocks"
+            adapter = job.adapter.model_copy(update={"layers": layers})
+            words, flags = f"train only the last {blocks}", (f"--layers {layers}",)
+            return _Change(words, flags, Harm.SOME, {"adapter": adapter})
+
+        return self._largest(job, range(1, job.adapter.layers or self.question.model.num_layers), cut)
+
+    def _largest(
+        self, job: TrainJob, values: Sequence[int], change: Callable[[int], _Change]
+    ) -> _Change | None:
+        """By bisection, as a peak never falls when a value grows."""
+        low, high, best = 0, len(values) - 1, None
+        while low <= high:
+            middle = (low + high) // 2
+            tried = change(values[middle])
+            if self.peak(job.model_copy(update=dict(tried.update))) <= self.budget_bytes:
+                best, low = tried, middle + 1
+            else:
+                high = middle - 1
+        return best
