@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from graft_scheduler.ledger import Kept, Kind, Ledger, Offer, Stand, coarse_time, foresee
+from graft_scheduler.kinds import Kind
+from graft_scheduler.ledger import Kept, Ledger, Offer, Stand, coarse_time, foresee
 from graft_scheduler.lessons import Lesson, LessonKey, Lessons
 from graft_scheduler.rooms import HostRoom, PendingJob, Placement, Reservation
 from graft_scheduler.states import HostId, JobId

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graft_scheduler.ledger import Kept, Kind, Ledger, Stand, foresee
+from graft_scheduler.kinds import Kind
+from graft_scheduler.ledger import Kept, Ledger, Stand, foresee
 from graft_scheduler.lessons import Lessons
 from graft_scheduler.memory import format_bytes
 from graft_scheduler.placement import NOTHING_LEARNED

@@ -10,7 +10,8 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft_scheduler.ledger import Kind, Ledger
+from graft_scheduler.kinds import Kind
+from graft_scheduler.ledger import Ledger
 from graft_scheduler.lessons import Lesson, LessonKey
 from graft_scheduler.placement import NOTHING_LEARNED, Group, group, place, place_groups, preference
 from graft_scheduler.rooms import HostRoom, PendingJob, Placement, Running, need_on

@@ -353,3 +353,39 @@ def test_a_lesson_that_cannot_be_understood_is_left_out(redis: Redis) -> None:
     redis.hset(keys.LESSONS, "a|b|c|d", json.dumps({"memory_factor": "nan"}))
 
     assert read_lessons(redis) == {key: good}
+
+
+def test_a_job_that_the_script_cannot_place_does_not_take_the_turn_of_others_for_ever(
+    transitions: Transitions, redis: Redis, scheduler: Scheduler
+) -> None:
+    host(transitions, "one", slots=1)
+    submit(transitions, "bad")
+    submit(transitions, "good")
+    redis.hset(keys.job(JobId("bad")), "token", str((1 << 63) - 1))  # it cannot rise
+
+    scheduler.round()
+    scheduler.round()
+
+    assert (state_of(redis, "bad"), state_of(redis, "good")) == ("queued", "placed")
+
+
+def test_when_a_job_ends_is_believed_for_a_few_seconds_and_counted_down(
+    transitions: Transitions, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(transitions, "a")
+    host(transitions, "one")
+    leader = transitions.lead("me", 60)[1]
+    transitions.place(Placement(JobId("a"), HostId("one"), GIB, seconds=500), leader, WINDOW)
+    rooms = fleet.Rooms(redis, 15.0)
+    assert rooms.read()[0].running[0].seconds_left == pytest.approx(500, abs=1)
+
+    hold = run(transitions, redis, "a")
+    transitions.report(hold, Report(JobProgress(seconds_left=100)))
+    assert rooms.read()[0].running[0].seconds_left == pytest.approx(100, abs=1)
+
+    transitions.report(hold, Report(JobProgress(seconds_left=50)))
+    now = fleet.redis_now(redis)
+    monkeypatch.setattr(fleet, "redis_now", lambda redis: now + 4)
+    assert rooms.read()[0].running[0].seconds_left == pytest.approx(96, abs=1)
+    monkeypatch.setattr(fleet, "redis_now", lambda redis: now + 6)
+    assert rooms.read()[0].running[0].seconds_left == pytest.approx(50, abs=1)
