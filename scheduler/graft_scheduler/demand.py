@@ -50,6 +50,8 @@ class Request(_Frozen):
 
     demands: dict[str, Demand] | None = None
     """By backend. Absent: the size is unknown, and the job takes a whole host."""
+    is_named: bool = False
+    """A person named the size: no lesson corrects it."""
     store_id: str
     needs_remote_code: bool = False
     family: str = ""

@@ -18,9 +18,6 @@ from graft_scheduler.states import HostId, JobId
 from graft_scheduler.submission import Resolved
 from graft_scheduler.time_estimate import TimeEstimate, estimate_time, flops
 
-LEAST_FACTOR = 0.8
-"""A lesson lowers an estimate by no more than this."""
-
 
 class Fit(StrEnum):
     """Whether a host can run the job."""
@@ -58,7 +55,7 @@ class HostView:
     refuses_for_good: bool = False
     """Waiting does not end the refusal."""
     memory_factor: float = 1.0
-    """Measured over predicted peaks of such jobs on such a chip; below 1 it counts only down to 0.8."""
+    """What estimates for such jobs on such a chip are multiplied by."""
     flops_per_second: float | None = None
     samples: int = 0
     """From how many jobs the last two come."""
@@ -116,8 +113,7 @@ def starts(verdict: HostVerdict) -> tuple[int, float, float]:
 
 
 def _question(resolved: Resolved, base: BaseModel, host: HostView) -> Question:
-    factor = max(LEAST_FACTOR, host.memory_factor)
-    return Question(base, resolved.spec, resolved.lengths, host.backend, factor)
+    return Question(base, resolved.spec, resolved.lengths, host.backend, host.memory_factor)
 
 
 def _most_bytes(job: TrainJob, host: HostView) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from graft_scheduler.demand import Demand, Request
 from graft_scheduler.host_verdicts import Holder, HostView
-from graft_scheduler.lessons import LessonKey, Lessons
+from graft_scheduler.lessons import LessonKey, Lessons, factor_of
 from graft_scheduler.memory import Backend
 from graft_scheduler.rooms import HostRoom, PendingJob
 from graft_scheduler.states import HostId, JobId
@@ -45,7 +45,7 @@ def _view(resolved: Resolved, store_id: str, room: HostRoom, device: str, lesson
         holders=tuple(Holder(one.job, one.bytes, one.seconds_left) for one in room.running),
         refusal=refusal,
         refuses_for_good=for_good,
-        memory_factor=1.0 if lesson is None else lesson.memory_factor,
+        memory_factor=factor_of(lesson),
         flops_per_second=None if lesson is None else lesson.flops_per_second,
         samples=0 if lesson is None else lesson.samples,
     )

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from graft_scheduler.demand import Demand
+from graft_scheduler.demand import Demand, Request
 from graft_scheduler.jobs import CountJob, TrainJob, parse_job
 from graft_scheduler.messages import TrainResult
 from graft_scheduler.recovery import MemoryLimit
@@ -136,6 +136,8 @@ class JobRecord:
     store_id: str
     demands: dict[str, Demand] | None
     """Peak memory by backend; absent: the size is unknown and it takes a whole host."""
+    request: Request | None
+    """What placement knows of it."""
     reserved_bytes: int | None
     """What the newest placement reserved."""
     submitted_at: float
@@ -187,6 +189,7 @@ class JobRecord:
             above_bytes=optional(int, "above_bytes"),
             store_id=fields.get("store_id", ""),
             demands=optional(_DEMANDS.validate_json, "demands"),
+            request=optional(Request.model_validate_json, "request"),
             reserved_bytes=optional(int, "reserved_bytes"),
             submitted_at=int(fields["submitted_at"]) / 1000,
             queued_at=int(fields["queued_at"]) / 1000,

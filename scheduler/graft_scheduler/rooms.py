@@ -6,11 +6,9 @@ import math
 from dataclasses import dataclass, field
 
 from graft_scheduler.demand import Request
-from graft_scheduler.lessons import LessonKey, Lessons
+from graft_scheduler.lessons import LessonKey, Lessons, factor_of
 from graft_scheduler.states import HostId, JobId
 
-LEAST_FACTOR = 0.8
-"""A lesson may lower an estimate by no more than this: a few small jobs must not make it careless."""
 WHOLE_SHARE = 0.75
 """Of a host, that a job of unknown size wants to find free; the host has nothing else to do then."""
 FETCH_BYTES_PER_SECOND = 100e6
@@ -148,8 +146,9 @@ def need_on(request: Request, host: HostRoom, lessons: Lessons) -> Need:
 
 def memory_factor(request: Request, host: HostRoom, lessons: Lessons) -> float:
     """By which estimates for such jobs on such hosts were wrong."""
-    lesson = lessons.get(LessonKey(request.family, request.method, host.chip, host.mlx))
-    return 1.0 if lesson is None else max(LEAST_FACTOR, lesson.memory_factor)
+    if request.is_named:
+        return 1.0
+    return factor_of(lessons.get(LessonKey(request.family, request.method, host.chip, host.mlx)))
 
 
 def train_seconds(request: Request, host: HostRoom, lessons: Lessons) -> float | None:

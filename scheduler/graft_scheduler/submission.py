@@ -49,6 +49,7 @@ class Submission:
         is_named = self.demands is None or spec.limits.memory_bytes is not None
         return Request(
             demands=self.demands if is_named else coarse_demands(self.demands or {}),
+            is_named=is_named,
             store_id=store_id,
             needs_remote_code=spec.model.trust_remote_code,
             family=self.family,

@@ -19,6 +19,7 @@ from graft_scheduler import keys
 from graft_scheduler.demand import Demand, Request
 from graft_scheduler.errors import Conflict, Fenced, NotFound
 from graft_scheduler.jobs import CountJob, TrainJob, dump_job
+from graft_scheduler.lessons import Measured
 from graft_scheduler.messages import TrainResult
 from graft_scheduler.records import (
     Failure,
@@ -96,6 +97,8 @@ class Ending:
     """Hosts that may use no more are not tried again; nothing leaves that as it is."""
     memory: Sequence[MemorySample] = ()
     """Of the attempt, in order of time."""
+    measured: Measured | None = None
+    """What a finished job teaches."""
 
 
 def ending_after(
@@ -239,6 +242,8 @@ class Transitions:
         arguments += [_dump(ending.failure), _dump(ending.result), ending.adapter or "", ending.log or ""]
         arguments += [_dump(ending.memory_limit), ending.above_bytes or ""]
         arguments.append(dump_samples(ending.memory) if ending.memory else "")
+        if ending.measured is not None:
+            arguments += ending.measured.arguments()
         answer = self._run("finish", arguments, job=hold.job, host=host_id)
         if answer == "fenced":
             raise _fenced(hold)
@@ -307,7 +312,7 @@ class Transitions:
         of_job = [keys.job(job), keys.job_events(job), keys.job_log(job)] if job else ["", "", ""]
         shared = [keys.QUEUE, keys.PLACED, keys.LEASES, keys.COMMITTED, keys.JOBS, keys.HOSTS, keys.EVENTS]
         shared += [keys.WAKE, keys.LEADER, keys.EPOCH, keys.CLOCK, keys.SEQUENCE]
-        groups = [keys.GROUPS, keys.GROUP_REQUESTS, keys.GROUPED, keys.RESERVED, keys.HELD]
+        groups = [keys.GROUPS, keys.GROUP_REQUESTS, keys.GROUPED, keys.RESERVED, keys.HELD, keys.LESSONS]
         all_keys = [*of_job, *shared, keys.host(host) if host else "", *groups]
         return self._scripts[f"{script}.lua"](keys=all_keys, args=list(arguments))
 

@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 from graft_scheduler import fleet
 from graft_scheduler.errors import Fenced, GraftError, StoreError, Unreachable
 from graft_scheduler.jobs import TrainJob
+from graft_scheduler.lessons import LessonKey, Measured, factor_of, measured, read_lessons
 from graft_scheduler.memory import Backend
-from graft_scheduler.messages import Checkpoint, Done, Failed, Shrink, Start
+from graft_scheduler.messages import Checkpoint, Done, Failed, Shrink, Start, TrainResult
 from graft_scheduler.records import (
     Failure,
     Hold,
@@ -187,10 +188,23 @@ class Attempt:
             resume_dir=_text(resume),
             budget_bytes=record.reserved_bytes or self._worker.info.budget_bytes,
             memory_limit=record.memory_limit,
+            memory_factor=self._memory_factor(),
             wired_bytes=self._worker.settings.wired_memory_bytes,
             trained_seconds=record.progress.trained_seconds if record.progress else 0.0,
             deadline=self._keeper.deadline,
         )
+
+    def _memory_factor(self) -> float:
+        """By how much the estimate for such jobs was wrong on such hosts."""
+        request, info = self._record.request, self._worker.info
+        if request is None or request.is_named:
+            return 1.0
+        key = LessonKey(request.family, request.method, info.chip, info.versions.get("mlx", ""))
+        try:
+            return factor_of(read_lessons(self._worker.quick.redis).get(key))
+        except RedisError as error:
+            logger.warning("job %s: the lessons cannot be read: %s", self._record.id, error)
+            return 1.0
 
     def _fetch(self, kind: str, digest: Digest | None) -> Path | None:
         if digest is None:
@@ -283,7 +297,21 @@ class Attempt:
         result = done.result
         if result is not None and result.predicted_peak_bytes is None:
             result = result.model_copy(update={"predicted_peak_bytes": self._record.reserved_bytes})
-        return Ending(JobState.COMPLETED, "completed", result=result, adapter=adapter, log=self._store_log())
+        return Ending(
+            JobState.COMPLETED,
+            "completed",
+            result=result,
+            adapter=adapter,
+            log=self._store_log(),
+            measured=self._measured(result),
+        )
+
+    def _measured(self, result: TrainResult | None) -> Measured | None:
+        """What the job teaches of ones like it; nothing if it was cut anew in the middle."""
+        request, info = self._record.request, self._worker.info
+        if request is None or result is None or (self._watch is not None and self._watch.is_shrunk):
+            return None
+        return measured(request, result, info.chip, info.versions.get("mlx", ""))
 
     def _stopped(self, reason: StopReason) -> Ending:
         if reason is StopReason.SHRINK:

@@ -2,7 +2,8 @@
 -- ARGV: job, token, nonce, outcome (completed|failed|cancelled|queued), the count that rises
 --       (charged|lost|stalled|memory_failures or ''), blame the host (0|1), ms before it may be placed again,
 --       event name, event data (JSON), failure (JSON or ''), result (JSON or ''), adapter or '', log or '',
---       memory limit (JSON or '' to keep it), bytes that hosts must be above or '', memory samples (JSON or '')
+--       memory limit (JSON or '' to keep it), bytes that hosts must be above or '', memory samples (JSON or ''),
+--       whom a lesson is for or '', measured over predicted peak or '', operations a second or ''
 -- Returns the new state, or 'fenced'.
 local job, token, nonce, outcome = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local name, data = ARGV[8], ARGV[9]
@@ -21,6 +22,37 @@ local function blame(now)
     redis.call('HSET', HOST, 'cordoned', 1)
     event(now, job, 'cordoned', token, data)
   end
+end
+
+-- The newest measurements of one kind of job, at most so many of them.
+local function kept(values, value)
+  values = values or {}
+  if value then
+    values[#values + 1] = value
+  end
+  while #values > MAX_LESSONS do
+    table.remove(values, 1)
+  end
+  return values
+end
+
+-- The value that this share of the others does not exceed.
+local function quantile(values, share)
+  local sorted = {unpack(values)}
+  table.sort(sorted)
+  return sorted[math.max(1, math.ceil(#sorted * share))]
+end
+
+-- Memory is corrected by what nine in ten jobs stay below, speed by what half of them reach.
+local function learn(name, factor, speed)
+  local lesson = cjson.decode(redis.call('HGET', LESSONS, name) or '{}')
+  lesson.factors, lesson.speeds = kept(lesson.factors, factor), kept(lesson.speeds, speed)
+  if #lesson.factors > 0 then
+    lesson.memory_factor = quantile(lesson.factors, 0.9)
+  end
+  lesson.flops_per_second = quantile(lesson.speeds, 0.5)
+  lesson.samples = (lesson.samples or 0) + 1
+  redis.call('HSET', LESSONS, name, cjson.encode(lesson))
 end
 
 local ended = redis.call('HMGET', JOB, 'ended_token', 'nonce', 'state')
@@ -50,6 +82,9 @@ if ARGV[6] == '1' then
   blame(now)
 elseif outcome == 'completed' then
   redis.call('HSET', HOST, 'faulty_jobs', '[]')
+end
+if ARGV[17] and ARGV[17] ~= '' then
+  learn(ARGV[17], tonumber(ARGV[18]), tonumber(ARGV[19]))
 end
 event(now, job, name, token, data)
 if outcome == 'queued' then

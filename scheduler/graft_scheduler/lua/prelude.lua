@@ -14,16 +14,19 @@
 -- KEYS[19] sorted set, by name: '<group>:<score>:<job>' of every queued job
 -- KEYS[20] hash: groups that hold a reservation, and the job of each
 -- KEYS[21] sorted set, by name: '<machine>:<host>:<job>' of every placed or running job
+-- KEYS[22] hash: what finished jobs taught of their kind
 -- Scripts that concern no job, or no host, get an empty name in its place and do not use it.
 local JOB, JOB_EVENTS, JOB_LOG = KEYS[1], KEYS[2], KEYS[3]
 local QUEUE, PLACED, LEASES, COMMITTED = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local JOBS, HOSTS, EVENTS, WAKE = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local LEADER, EPOCH, CLOCK, SEQUENCE, HOST = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
 local GROUPS, GROUP_REQUESTS, GROUPED, RESERVED, HELD = KEYS[17], KEYS[18], KEYS[19], KEYS[20], KEYS[21]
+local LESSONS = KEYS[22]
 
 local RECORD_TTL_SECONDS = 90 * 86400 -- how long an ended job is remembered
 local LOG_TTL_SECONDS = 7 * 86400     -- how long its log lines stay here; the store keeps them whole
 local MAX_REST_SECONDS = 300          -- longest time that a host which takes nothing is left alone
+local MAX_LESSONS = 20                -- measurements kept of one kind of job
 local MAX_FAULTS = 3                  -- different jobs failed in a row that cordon a host
 
 local function text(number)
