@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from graft_scheduler.basemodels import (
     CONFIG_FILE,
     DTYPES,
     TEMPLATE_FILES,
+    WEIGHTS_PATTERN,
     BaseModel,
     WeightFacts,
     describe,
     read_json,
+    weigh,
 )
 from graft_scheduler.errors import InvalidInput, NotAllowed
+from graft_scheduler.tensors import Tensor
 
 HUB_TIMEOUT_SECONDS = 5.0
 """A submit waits this long for a hub that does not answer, and goes on without it."""
@@ -62,10 +66,30 @@ def fetch_hub_config(repo_id: str, revision: str | None = None) -> HubModel | No
         raise InvalidInput(f"{repo_id!r} is not a hub id; it must be `org/name`") from error
     except Exception:  # offline, proxies, time-outs: the HTTP library and its errors change with the version
         return None
-    return HubModel(str(info.sha), _describe(repo_id, info, Path(path)))
+    tensors = _fetch_headers(repo_id, str(info.sha), hub)
+    return HubModel(str(info.sha), _describe(repo_id, info, Path(path), tensors))
 
 
-def _describe(repo_id: str, info: Any, config_path: Path) -> BaseModel:
+def _fetch_headers(repo_id: str, commit: str, hub: Any) -> dict[str, Tensor]:
+    """What the weights hold, from the first kilobytes of their files; nothing where they cannot be had."""
+    try:
+        found = hub.HfApi().get_safetensors_metadata(repo_id, revision=commit, timeout=HUB_TIMEOUT_SECONDS)
+        return {
+            name: _tensor(one)
+            for file, header in found.files_metadata.items()
+            if fnmatchcase(file, WEIGHTS_PATTERN)
+            for name, one in header.tensors.items()
+        }
+    except Exception:  # the estimate does without, only less exactly
+        return {}
+
+
+def _tensor(found: Any) -> Tensor:
+    start, end = found.data_offsets
+    return Tensor(str(found.dtype), tuple(int(size) for size in found.shape), int(end) - int(start))
+
+
+def _describe(repo_id: str, info: Any, config_path: Path, tensors: dict[str, Tensor]) -> BaseModel:
     config = read_json(config_path, "")
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     weight_bytes = sum(
@@ -75,7 +99,8 @@ def _describe(repo_id: str, info: Any, config_path: Path) -> BaseModel:
         raise InvalidInput(f"{repo_id} has no safetensors weights; look for it under mlx-community/")
     tokenizer = (info.config or {}).get("tokenizer_config") or {}
     has_template = bool(TEMPLATE_FILES & sizes.keys()) or bool(tokenizer.get("chat_template"))
-    return describe(config, _weigh(info, config, weight_bytes), set(sizes), has_template, repo_id)
+    weights = weigh(tensors, config) if tensors else _weigh(info, config, weight_bytes)
+    return describe(config, weights, set(sizes), has_template, repo_id)
 
 
 def _weigh(info: Any, config: dict[str, Any], weight_bytes: int) -> WeightFacts:

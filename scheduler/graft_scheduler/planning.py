@@ -16,8 +16,10 @@ from graft_scheduler.jobs import TrainJob
 from graft_scheduler.lengths import Lengths
 from graft_scheduler.memory import Backend, MemoryEstimate, estimate_peak
 from graft_scheduler.memory.cuts import HEIGHTS, WIDTH_MULTIPLE
-from graft_scheduler.memory.shape import CPU_TOKENS
 
+CPU_TOKENS = 256
+"""Computed at once on the CPU, where more is no faster: a small model needs a second for them, and a
+stop must wait as long."""
 MAX_TOKENS = 16_384
 """More at once make no GPU faster."""
 OVERHEAD_TOKENS: dict[Backend, int] = {Backend.METAL: 48, Backend.CUDA: 256, Backend.CPU: 8}
@@ -102,7 +104,7 @@ def _token_options(question: Question) -> list[int]:
     most = question.most_tokens
     if job.micro_batch_tokens is not None:
         asked = job.micro_batch_tokens if most is None else min(job.micro_batch_tokens, most)
-        return [min(asked, CPU_TOKENS) if question.backend is Backend.CPU else asked]
+        return [asked]
     limit = CPU_TOKENS if question.backend is Backend.CPU else MAX_TOKENS
     limit = max(longest, min(limit, longest * job.batch_rows, most or limit))
     sizes = {longest * rows for rows in HEIGHTS if longest * rows <= limit}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from graft_scheduler.memory import Backend
 from graft_scheduler.planning import Question, fastest_cut, smallest_cut
 from graft_scheduler.store import Store
 from graft_scheduler.time_estimate import flops
+from graft_scheduler.token_counts import SAMPLED, TEMPLATE_TOKENS, count_tokens
 
 DORA_BITS = (2, 4, 8)
 """Quantised bases whose DoRA adapters stock mlx-lm can load: it takes 32 to be a multiple of the bits."""
-TEMPLATE_TOKENS = 64
-"""What a chat template adds to a row at most: role marks, a date, a default system prompt."""
+MOST_COUNTED_BYTES = 256 << 20
+"""Data sets that are larger are not read a second time to count tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def resolve(job: TrainJob) -> Resolved:
         "batch_size": job.batch_size,
     }
     if job.batch_size == "auto":
-        written_out["batch_size"] = auto_batch_rows(rows.train_bytes, job.method, job.max_length)
+        written_out["batch_size"] = auto_batch_rows(rows.file_bytes, job.method, job.max_length)
     spec = job.model_copy(update=written_out)
     return Resolved(spec, base, rows.most(job.max_length), rows.likely(job.max_length), rows.valid_rows)
 
@@ -187,21 +189,34 @@ def _check_quantization(job: TrainJob, base: BaseModel) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The sizes of a data set's rows, where nobody has counted their tokens."""
+    """How long a data set's rows are."""
 
-    train_bytes: list[int]
+    file_bytes: Sequence[int]
+    """Of every line of the training file."""
+    train_rows: int
     valid_rows: int
     longest_bytes: int
     """Also of those that validate."""
+    counted: Sequence[int] | None
+    """Tokens of the longest rows and of a sample, where they could be counted."""
 
     def most(self, max_length: int) -> Lengths:
-        sizes = [*self.train_bytes, self.longest_bytes]
+        """None shorter than it will be."""
+        if self.counted is not None:
+            return self._known(self.counted, max_length)
+        sizes = [*self.file_bytes, self.longest_bytes]
         tokens = sorted(min(size + TEMPLATE_TOKENS, max_length) for size in sizes)
-        return Lengths(tuple(tokens), len(self.train_bytes))
+        return Lengths(tuple(tokens), self.train_rows)
 
     def likely(self, max_length: int) -> Lengths:
-        tokens = (max(1, size // BYTES_PER_TOKEN) for size in self.train_bytes)
-        return of_rows(tokens, max_length, is_counted=False)
+        """As they probably are."""
+        if self.counted is not None:
+            return self._known(self.counted[-SAMPLED:], max_length)
+        tokens = (max(1, size // BYTES_PER_TOKEN) for size in self.file_bytes)
+        return replace(of_rows(tokens, max_length, is_counted=False), rows=self.train_rows)
+
+    def _known(self, tokens: Sequence[int], max_length: int) -> Lengths:
+        return replace(of_rows(tokens, max_length), rows=self.train_rows)
 
 
 def _locate_data(job: TrainJob) -> tuple[DataRef, _Rows]:
@@ -209,10 +224,29 @@ def _locate_data(job: TrainJob) -> tuple[DataRef, _Rows]:
     path = Path(job.data.source).expanduser().absolute()
     summary = datasets.check(path, job.data.format)
     located = job.data.model_copy(update={"source": str(path), "format": summary.format})
-    train, valid = list(summary.train_bytes), list(summary.valid_bytes)
+    train, valid = len(summary.train_bytes), len(summary.valid_bytes)
     if not valid:
-        train, valid = datasets.split(train, job.data.valid_fraction, job.seed)
-    return located, _Rows(train, len(valid), summary.longest_bytes)
+        places, held_out = datasets.split(range(train), job.data.valid_fraction, job.seed)
+        train, valid = len(places), len(held_out)
+    counted = _count(job, path, summary.train_bytes, summary.valid_bytes)
+    return located, _Rows(summary.train_bytes, train, valid, summary.longest_bytes, counted)
+
+
+def _count(job: TrainJob, path: Path, *sizes: Sequence[int]) -> list[int] | None:
+    """Tokens of the longest rows of all files and of a sample, where the tokenizer is at hand."""
+    folder = local_folder(job.model.source)
+    if folder is None or sum(map(sum, sizes)) > MOST_COUNTED_BYTES:
+        return None
+    files = datasets.find_files(path)
+    found: list[int] = []
+    for file, of_file in zip((files.valid, files.train), reversed(sizes), strict=True):
+        if file is None:
+            continue
+        counted = count_tokens(datasets.read_rows(file), of_file, folder, job.seed)
+        if counted is None:
+            return None
+        found += counted
+    return found
 
 
 def _estimate(resolved: Resolved) -> dict[str, Demand] | None:

@@ -11,7 +11,7 @@ from graft_scheduler.memory.estimate import (
     estimate_micro_batch,
     estimate_peak,
 )
-from graft_scheduler.memory.shape import Backend, is_target, tokens_at_once
+from graft_scheduler.memory.shape import Backend, is_target
 from graft_scheduler.memory.size import format_bytes
 
 __all__ = [
@@ -23,5 +23,4 @@ __all__ = [
     "estimate_peak",
     "format_bytes",
     "is_target",
-    "tokens_at_once",
 ]

@@ -12,8 +12,6 @@ from graft_scheduler.jobs import TrainJob
 
 FLOAT32_BYTES = 4
 HALF_BYTES = 2
-CPU_TOKENS = 256
-"""Computed at once on the CPU: a small model needs a second for them, and a stop must wait as long."""
 
 
 class Backend(StrEnum):
@@ -58,11 +56,6 @@ class Shape:
     @property
     def trained_layers(self) -> int:
         return min(self.job.adapter.layers or self.model.num_layers, self.model.num_layers)
-
-
-def tokens_at_once(asked: int, backend: Backend) -> int:
-    """How many padded tokens the engine computes at once where a job allows `asked`."""
-    return min(asked, CPU_TOKENS) if backend is Backend.CPU else asked
 
 
 def is_target(target: str, module: str) -> bool:

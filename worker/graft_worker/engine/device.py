@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import mlx.core as mx
 
-from graft_scheduler.memory import Backend, cache_in, tokens_at_once
+from graft_scheduler.memory import Backend, cache_in
 from graft_scheduler.memory.cuts import WIDTH_MULTIPLE
 from graft_scheduler.planning import OVERHEAD_TOKENS
 from graft_scheduler.states import FailureClass
@@ -50,11 +50,11 @@ def backend() -> Backend:
     return Backend.METAL if mx.metal.is_available() else Backend.CUDA
 
 
-def budget_here(asked_tokens: int) -> Budget:
-    """What to compute at once here when a job allows `asked_tokens`; nothing is compiled on the CPU."""
+def budget_here(tokens: int) -> Budget:
+    """What to compute at once here; nothing is compiled on the CPU."""
     here = backend()
     multiple = 1 if here is Backend.CPU else WIDTH_MULTIPLE
-    return Budget(tokens_at_once(asked_tokens, here), multiple, OVERHEAD_TOKENS[here])
+    return Budget(tokens, multiple, OVERHEAD_TOKENS[here])
 
 
 def active_bytes() -> int:
