@@ -40,19 +40,11 @@ def count_tokens(rows: Sequence[Row], sizes: Sequence[int], folder: Path, seed: 
     while place < min(len(by_size), MOST_COUNTED):
         if found and sizes[by_size[place]] + _extra(rows[by_size[place]]) <= max(found):
             break
-        chosen = by_size[place : place + AT_ONCE]
-        found += [
-            tokens + _extra(rows[row])
-            for row, tokens in zip(chosen, encode(_texts(rows, chosen)), strict=True)
-        ]
-        place += len(chosen)
+        found += _count(rows, by_size[place : place + AT_ONCE], encode)
+        place += AT_ONCE
     else:
         found += [sizes[row] + _extra(rows[row]) for row in by_size[place : place + 1]]
-    others = permutation(len(rows), f"lengths/{seed}")[:SAMPLED]
-    found += [
-        tokens + _extra(rows[row]) for row, tokens in zip(others, encode(_texts(rows, others)), strict=True)
-    ]
-    return found
+    return found + _count(rows, permutation(len(rows), f"lengths/{seed}")[:SAMPLED], encode)
 
 
 def _count(rows: Sequence[Row], chosen: Sequence[int], encode: Encode) -> list[int]:
