@@ -40,8 +40,8 @@ class Remedy:
     harm: Harm
     peak_bytes: int
     """Of the changed job with its smallest cut: at most the budget."""
-    rows_cut: float = 0.0
-    """The share of rows that are probably longer than a new `max_length`."""
+    lost: float = 0.0
+    """The share of rows that are probably longer than a new `max_length`, or of blocks no longer trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class _Change:
     harm: Harm
     update: Mapping[str, Any]
     """Fields of the job with their new values."""
-    rows_cut: float = 0.0
+    lost: float = 0.0
 
     def after(self, other: _Change) -> _Change:
         """Both, where this one was made for the job that the other leaves."""
@@ -60,7 +60,7 @@ class _Change:
             other.flags + self.flags,
             max(self.harm, other.harm),
             {**other.update, **self.update},
-            max(self.rows_cut, other.rows_cut),
+            max(self.lost, other.lost),
         )
 
 
@@ -70,8 +70,8 @@ NO_CHANGE = _Change("", (), Harm.NONE, {})
 def remedies(question: Question, likely: Lengths, budget_bytes: int) -> list[Remedy]:
     """Changes with each of which the job fits into the budget, the least harmful first.
 
-    Several free changes together, or a harmful one beside all free ones, where none does alone. Empty
-    where the job fits, or nothing helps. `likely` are the lengths that rows probably have.
+    A free one where one is enough; else all of them, or one that changes what is learned, alone or beside
+    them. Empty where the job fits, or nothing helps. `likely` are the lengths that rows probably have.
     """
     fitting = _Fitting(question, likely, budget_bytes)
     if fitting.peak(question.job) <= budget_bytes:
@@ -80,14 +80,25 @@ def remedies(question: Question, likely: Lengths, budget_bytes: int) -> list[Rem
     together = reduce(lambda earlier, one: one.after(earlier), free, NO_CHANGE)
     attempts: tuple[Callable[[], list[_Change]], ...] = (
         lambda: free,
-        lambda: [together, *fitting.costly(NO_CHANGE)],
-        lambda: fitting.costly(together),
+        lambda: [together, *fitting.costly(NO_CHANGE), *(fitting.costly(together) if free else ())],
         lambda: fitting.combined(together),
     )
     for changes in attempts:
         if found := fitting.tried(changes()):
-            return sorted(found, key=lambda one: (one.harm, one.rows_cut))
+            return sorted(_needed(found), key=lambda one: (one.harm, one.lost, len(one.flags)))
     return []
+
+
+def _needed(found: Sequence[Remedy]) -> list[Remedy]:
+    """Without those that do no better than what takes fewer flags of the same."""
+    return [
+        one
+        for one in found
+        if not any(
+            set(other.flags) < set(one.flags) and (other.harm, other.lost) <= (one.harm, one.lost)
+            for other in found
+        )
+    ]
 
 
 def _free_changes(job: TrainJob) -> Iterator[_Change]:
@@ -121,7 +132,7 @@ class _Fitting:
         """Those that are remedies."""
         peaks = [(one, self.peak(self._changed(one))) for one in changes]
         return [
-            Remedy(one.words, one.flags, one.harm, peak, one.rows_cut)
+            Remedy(one.words, one.flags, one.harm, peak, one.lost)
             for one, peak in peaks
             if peak <= self.budget_bytes
         ]
@@ -187,14 +198,16 @@ class _Fitting:
 
     def _fewer_layers(self, job: TrainJob) -> _Change | None:
         """The most blocks that fit."""
+        blocks = self.question.model.num_layers
+        trained = min(job.adapter.layers or blocks, blocks)
 
         def cut(layers: int) -> _Change:
             blocks = "block" if layers == 1 else f"{layers} blocks"
             adapter = job.adapter.model_copy(update={"layers": layers})
             words, flags = f"train only the last {blocks}", (f"--layers {layers}",)
-            return _Change(words, flags, Harm.SOME, {"adapter": adapter})
+            return _Change(words, flags, Harm.SOME, {"adapter": adapter}, 1 - layers / trained)
 
-        return self._largest(job, range(1, job.adapter.layers or self.question.model.num_layers), cut)
+        return self._largest(job, range(1, trained), cut)
 
     def _largest(
         self, job: TrainJob, values: Sequence[int], change: Callable[[int], _Change]
