@@ -30,10 +30,14 @@ def bar(value: int, most: int, width: int) -> str:
 
 def stacked(layers: Sequence[int], most: int, width: int) -> str:
     """Bars end to end, each with a shade of its own, on the scale of `most`."""
-    shades = LAYERS if _knows_blocks() else PLAIN_LAYERS
     ends = [round(sum(layers[: i + 1]) * width / most) for i in range(len(layers))] if most > 0 else []
     starts = [0, *ends[:-1]]
-    return "".join(shade * (end - start) for shade, start, end in zip(shades, starts, ends, strict=False))
+    return "".join(shade * (end - start) for shade, start, end in zip(shades(), starts, ends, strict=False))
+
+
+def shades() -> str:
+    """One letter for each layer of a bar."""
+    return LAYERS if _knows_blocks() else PLAIN_LAYERS
 
 
 def bar_width(taken: int) -> int:

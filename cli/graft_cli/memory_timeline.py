@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from graft_cli.amounts import size
-from graft_cli.bars import bar_width, stacked
+from graft_cli.bars import bar_width, shades, stacked
 from graft_cli.output import out
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ SAMPLE_SECONDS = 0.1
 MOST_LINES = 24
 """Of a table: a longer timeline is told by the largest samples of each stretch."""
 HEADER = ("SECONDS", "PHASE", "ACTIVE", "CACHE", "FOOTPRINT", "")
-LEGEND = "a line is the footprint: arrays, then MLX's cache, then the rest of the process"
+LAYERS = ("arrays of MLX", "its cache", "the rest of the process")
 
 
 class Sampler:
@@ -104,7 +104,7 @@ def print_timeline(samples: Sequence[MemorySample]) -> None:
     pictures = [stacked(_layers(one), most, width) for one in kept]
     out.data("")
     out.table(HEADER, [(*row, picture) for row, picture in zip(cells, pictures, strict=True)])
-    out.note(LEGEND)
+    out.note(", ".join(f"{shade} {name}" for shade, name in zip(shades(), LAYERS, strict=True)))
 
 
 def thinned(samples: Sequence[MemorySample], most: int) -> list[MemorySample]:

@@ -13,8 +13,9 @@ from graft_cli.bars import bar, stacked
 from graft_scheduler.client import Client
 from graft_scheduler.jobs import CountJob
 from graft_scheduler.records import HostInfo
-from graft_scheduler.states import HostId
-from graft_scheduler.transitions import Transitions
+from graft_scheduler.rooms import Placement
+from graft_scheduler.states import HostId, JobId
+from graft_scheduler.transitions import Transitions, Window
 from tests.cli.conftest import Graft
 
 NEEDED = ("-m", str(samples.base_model()), "-d", str(samples.data_folder()))
@@ -47,7 +48,7 @@ def occupy(redis: Redis, host: str, memory: int) -> str:
         job = client.submit(CountJob(memory_bytes=memory)).id
     transitions = Transitions(redis)
     _, leader, _ = transitions.lead("test", 60)
-    token, why = transitions.place(job, HostId(host), leader, 60, 60)
+    token, why = transitions.place(Placement(JobId(job), HostId(host), memory), leader, Window(60, 60))
     assert token is not None, why
     return job
 
@@ -97,9 +98,12 @@ def test_a_busy_host_leaves_with_the_code_for_later(service: Graft, redis: Redis
 def test_a_fleet_that_is_too_small_leaves_with_the_code_for_never_and_names_a_remedy(
     service: Graft, redis: Redis
 ) -> None:
-    register(redis, "watch", 16 << 20)
+    words = ("plan", *NEEDED, "--set", "gradient_checkpointing=false", "--method", "full")
+    register(redis, "watch", 1 << 40)
+    smaller = service("plan", *NEEDED, "--method", "qlora", "--json").json["backends"][0]["smallest"]
+    register(redis, "watch", smaller["peak_bytes"])
 
-    run = service("plan", *NEEDED, "--set", "gradient_checkpointing=false", "--method", "full")
+    run = service(*words)
 
     assert run.code == 6
     assert "never, short by" in run.stdout
@@ -126,7 +130,7 @@ def test_a_dry_run_prints_the_plan_and_queues_nothing(service: Graft, redis: Red
 
 
 def test_json_has_the_whole_plan_and_the_same_code(service: Graft, redis: Redis) -> None:
-    register(redis, "watch", 16 << 20)
+    register(redis, "watch", 12 << 20)
     register(redis, "studio", 64 << 30)
 
     run = service("plan", *NEEDED, "--json", "--max-length", "128")
