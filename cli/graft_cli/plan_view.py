@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from graft_scheduler.time_estimate import TimeEstimate
 
 MOST_REMEDIES = 4
+MOMENTS = {
+    "loading": "while the base is loaded",
+    "check": "while the kernels of the loss are compared",
+    "gradient": "in the backward pass",
+    "evaluation": "in an evaluation",
+    "update": "while the optimizer updates",
+}
+"""When the peak is reached, in words."""
 HOST, FITS = 0, 4
 
 
@@ -111,7 +119,7 @@ def _describe_best(plan: JobPlan) -> None:
 
 def _peak(cut: CutPlan) -> str:
     estimate = cut.estimate
-    told = f"at the {estimate.moment}"
+    told = MOMENTS.get(estimate.moment, f"at the {estimate.moment}")
     if estimate.doubt is not None:
         told += f"; {estimate.doubt}, so this is wider"
     if cut.peak_bytes == estimate.total_bytes:

@@ -41,7 +41,7 @@ class Profile:
     @property
     def predicted_bytes(self) -> int:
         """By the runner, which counts tokens; else from the bytes of the rows, which is no less."""
-        return self.result.predicted_peak_bytes or self.predicted.peak_bytes
+        return self.result.predicted_peak_bytes or self.predicted.estimate.peak_bytes
 
     @property
     def share(self) -> float | None:

@@ -5,7 +5,7 @@ on the estimate before it is named.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import reduce
 from typing import Any
@@ -123,10 +123,16 @@ class _Fitting:
     question: Question
     likely: Lengths
     budget_bytes: int
+    known: dict[str, int] = field(default_factory=dict)
+    """Peaks by job, as JSON: an estimate takes a while."""
 
     def peak(self, job: TrainJob) -> int:
-        lengths = self.question.lengths.cut(job.max_length)
-        return smallest_cut(replace(self.question, job=job, lengths=lengths)).peak_bytes
+        name = job.model_dump_json()
+        if name not in self.known:
+            lengths = self.question.lengths.cut(job.max_length)
+            asked = replace(self.question, job=job, lengths=lengths)
+            self.known[name] = smallest_cut(asked).peak_bytes
+        return self.known[name]
 
     def tried(self, changes: Sequence[_Change]) -> list[Remedy]:
         """Those that are remedies."""
@@ -212,13 +218,15 @@ class _Fitting:
     def _largest(
         self, job: TrainJob, values: Sequence[int], change: Callable[[int], _Change]
     ) -> _Change | None:
-        """By bisection, as a peak never falls when a value grows."""
+        """By bisection, the lowest value first: where that does not fit, none does."""
         low, high, best = 0, len(values) - 1, None
         while low <= high:
-            middle = (low + high) // 2
+            middle = (low + high) // 2 if best is not None else low
             tried = change(values[middle])
             if self.peak(job.model_copy(update=dict(tried.update))) <= self.budget_bytes:
                 best, low = tried, middle + 1
+            elif best is None:
+                return None
             else:
                 high = middle - 1
         return best
