@@ -62,7 +62,15 @@ def test_without_a_service_every_backend_is_planned_and_said_so(
 
     assert run.code == 0
     assert "no fleet was asked" in run.stderr
-    for told in ("metal", "cuda", "cpu", "weights", "together", "rows at once", "micro-batches a step"):
+    for told in (
+        "metal",
+        "cuda",
+        "cpu",
+        "weights",
+        "together",
+        "rows at once",
+        "a step, no gradient checkpointing",
+    ):
         assert told in run.stdout
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.submission import TEMPLATE_TOKENS, Resolved, check, resolve
+from graft_scheduler.submission import Resolved, check, resolve
+from graft_scheduler.token_counts import TEMPLATE_TOKENS
 
 
 @pytest.fixture
