@@ -12,6 +12,8 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 FULL = "█"
 PLAIN = "#"
 """Where the output's encoding knows no blocks."""
+LAYERS = "█▓░"
+PLAIN_LAYERS = "#+."
 WIDEST = 40
 NARROWEST = 8
 
@@ -24,6 +26,18 @@ def bar(value: int, most: int, width: int) -> str:
     if not _knows_blocks():
         return PLAIN * max(1, eighths // 8)
     return (FULL * (eighths // 8) + EIGHTHS[eighths % 8]).rstrip()
+
+
+def stacked(layers: Sequence[int], most: int, width: int) -> str:
+    """Bars end to end, each with a shade of its own, on the scale of `most`."""
+    ends = [round(sum(layers[: i + 1]) * width / most) for i in range(len(layers))] if most > 0 else []
+    starts = [0, *ends[:-1]]
+    return "".join(shade * (end - start) for shade, start, end in zip(shades(), starts, ends, strict=False))
+
+
+def shades() -> str:
+    """One letter for each layer of a bar."""
+    return LAYERS if _knows_blocks() else PLAIN_LAYERS
 
 
 def bar_width(taken: int) -> int:

@@ -35,8 +35,10 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.USAGE: "wrong usage, a bad setting or bad data: nothing was queued",
     ExitCode.NOT_FOUND: "no such job, host or file",
     ExitCode.NOT_ALLOWED: "refused by a rule",
-    ExitCode.DOES_NOT_FIT: "no host has room now: the job that was waited for was not placed in time",
-    ExitCode.NEVER_FITS: "no registered host can ever run the job",
+    ExitCode.DOES_NOT_FIT: (
+        "no host has room now: the job waited for was not placed in time, or a planned one would wait"
+    ),
+    ExitCode.NEVER_FITS: "no registered host can ever run the job, queued or planned",
     ExitCode.CONFLICT: "the job, host or folder is not in a state that allows this",
     ExitCode.UNREACHABLE: "Redis or the store does not answer",
     ExitCode.JOB_FAILED: "the job that was waited for failed",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graft_cli.amounts import size
 from graft_cli.options import AsJson, DataDir, RedisUrl, StoreUrl
 from graft_cli.output import out
-from graft_scheduler.settings import Settings
+
+if TYPE_CHECKING:
+    from graft_scheduler.settings import Settings
 
 DISTRIBUTION = "mlx-graft"
 REPORTED = ("mlx", "mlx-lm", "transformers", "celery", "redis", "flower", "typer", "pydantic")

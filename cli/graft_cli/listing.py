@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graft_cli.amounts import age
-from graft_cli.options import AsJson, JobArgument, RedisUrl, connect
+from graft_cli.options import AsJson, JobArgument, Png, RedisUrl, connect
 from graft_cli.output import out
 from graft_cli.progress import position
 
@@ -48,19 +48,39 @@ def ps(
         out.hint("`graft train --model ... --data ...` submits one")
 
 
-def show(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
+def show(
+    job: JobArgument,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Its memory instead: predicted, measured, and over time.")
+    ] = False,
+    png: Png = None,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+) -> None:
     """Print everything known of a job."""
     from graft_cli.description import describe
+    from graft_cli.memory_report import report_memory
 
+    if png is not None and not memory:
+        refuse_png()
     with connect(redis_url) as client:
         record = client.get(job)
         events = client.events(record.id)
-    if as_json:
+    if memory:
+        report_memory(record, events, png, as_json=as_json)
+    elif as_json:
         from dataclasses import asdict
 
         out.json({**record.as_json(), "events": [asdict(event) for event in events]})
-        return
-    describe(record, events)
+    else:
+        describe(record, events)
+
+
+def refuse_png() -> None:
+    """Raises `InvalidInput`: there is a picture of memory only."""
+    from graft_scheduler.errors import InvalidInput
+
+    raise InvalidInput("`--png` goes with `--memory`, of which it is a picture")
 
 
 def why(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:

@@ -17,6 +17,7 @@ from graft_cli import (
     listing,
     plan,
     processes,
+    profile,
     train,
     up,
     validate,
@@ -45,6 +46,7 @@ app.command()(control.cancel)
 app.command()(control.retry)
 app.command()(control.pull)
 app.command()(generate.generate)
+app.command()(profile.profile)
 app.add_typer(hosts.app, name="hosts")
 app.command()(demo.demo)
 app.command()(up.up)

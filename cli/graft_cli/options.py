@@ -22,6 +22,10 @@ JobArgument = Annotated[
     str,
     typer.Argument(metavar="JOB", help="A job's id; the first characters are enough when no other has them."),
 ]
+Png = Annotated[
+    Path | None,
+    typer.Option("--png", metavar="FILE", help="Draw the memory as a picture too (needs matplotlib)."),
+]
 Timeout = Annotated[
     float | None,
     typer.Option("--timeout", metavar="SECONDS", min=0, help="Stop waiting after this; the job goes on."),

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from graft_scheduler.time_estimate import TimeEstimate
 
 MOST_REMEDIES = 4
-HOST, WHEN, STEP = 0, 1, 4
+MOMENTS = {
+    "loading": "while the base is loaded",
+    "check": "while the kernels of the loss are compared",
+    "gradient": "in the backward pass",
+    "evaluation": "in an evaluation",
+    "update": "while the optimizer updates",
+}
+"""When the peak is reached, in words."""
+HOST, FITS = 0, 4
 
 
 def describe_plan(plan: JobPlan) -> None:
@@ -111,7 +119,7 @@ def _describe_best(plan: JobPlan) -> None:
 
 def _peak(cut: CutPlan) -> str:
     estimate = cut.estimate
-    told = f"at the {estimate.moment}"
+    told = MOMENTS.get(estimate.moment, f"at the {estimate.moment}")
     if estimate.doubt is not None:
         told += f"; {estimate.doubt}, so this is wider"
     if cut.peak_bytes == estimate.total_bytes:
@@ -126,19 +134,21 @@ def _time(time: TimeEstimate | None) -> str:
 
 
 def _describe_backends(plan: JobPlan) -> None:
+    """What it takes at least, and the most that would make it faster."""
     if not plan.backends:
         return
     rows = [
         (
             one.backend.value,
             size(one.smallest.peak_bytes),
+            _short_words(plan, one.backend, one.smallest),
             size(one.fastest.peak_bytes),
-            words_of_cut(plan, one.backend, one.fastest),
+            _short_words(plan, one.backend, one.fastest),
         )
         for one in plan.backends
     ]
     out.data("")
-    out.table(("BACKEND", "LEAST", "MOST", "STEP WITH THE MOST"), rows, shrink=(3,))
+    out.table(("BACKEND", "AT LEAST", "COMPUTES AT ONCE", "AT MOST", "COMPUTES AT ONCE"), rows)
 
 
 def _describe_hosts(plan: JobPlan) -> None:
@@ -146,19 +156,31 @@ def _describe_hosts(plan: JobPlan) -> None:
         return
     out.data("")
     rows = [_host(plan, one) for one in plan.hosts]
-    out.table(("HOST", "FITS", "PEAK", "TIME", "STEP"), rows, shrink=(HOST, WHEN, STEP))
+    out.table(("HOST", "PEAK", "TIME", "COMPUTES AT ONCE", "FITS"), rows, shrink=(HOST, FITS))
+    times = [one.time for one in plan.hosts if one.time is not None]
+    if any(not one.is_measured for one in times) and any(one.is_measured for one in times):
+        out.note("times that are not marked as measured are guesses from the chips' public figures")
 
 
 def _host(plan: JobPlan, verdict: HostVerdict) -> tuple[str, ...]:
     cut, time = verdict.cut, verdict.time
-    kind = "" if time is None else " (measured)" if time.is_measured else " (guess)"
+    measured = " measured" if time is not None and time.is_measured else ""
     return (
         verdict.host.name,
-        verdict.reason,
         "-" if cut is None else size(cut.peak_bytes),
-        "-" if time is None else duration(time.seconds) + kind,
-        "-" if cut is None else words_of_cut(plan, verdict.host.backend, cut),
+        "-" if time is None else duration(time.seconds) + measured,
+        "-" if cut is None else _short_words(plan, verdict.host.backend, cut),
+        verdict.reason,
     )
+
+
+def _short_words(plan: JobPlan, backend: Backend, cut: CutPlan) -> str:
+    """`8 rows`, or `1 row, recomputed` with gradient checkpointing."""
+    from graft_scheduler.job_plan import longest_rows_at_once
+
+    rows = longest_rows_at_once(plan, backend, cut.cut)
+    again = ", recomputed" if cut.cut.gradient_checkpointing else ""
+    return f"{rows} {'row' if rows == 1 else 'rows'}{again}"
 
 
 def _advise(plan: JobPlan) -> None:
@@ -180,6 +202,9 @@ def _advise_remedies(plan: JobPlan) -> None:
     nearest = plan.nearest
     if nearest is None:
         out.note("no host takes such a job, whatever its size")
+        return
+    if plan.job.limits.memory_bytes is not None:
+        out.hint("leave out `limits.memory_bytes`: it stands in the place of the estimate")
         return
     if not nearest.remedies:
         out.note("no single change was found that makes it fit; a larger host is needed, or a smaller model")

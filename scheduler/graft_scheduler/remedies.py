@@ -5,7 +5,7 @@ on the estimate before it is named.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import reduce
 from typing import Any
@@ -40,8 +40,8 @@ class Remedy:
     harm: Harm
     peak_bytes: int
     """Of the changed job with its smallest cut: at most the budget."""
-    rows_cut: float = 0.0
-    """The share of rows that are probably longer than a new `max_length`."""
+    lost: float = 0.0
+    """The share of rows that are probably longer than a new `max_length`, or of blocks no longer trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class _Change:
     harm: Harm
     update: Mapping[str, Any]
     """Fields of the job with their new values."""
-    rows_cut: float = 0.0
+    lost: float = 0.0
 
     def after(self, other: _Change) -> _Change:
         """Both, where this one was made for the job that the other leaves."""
@@ -60,7 +60,7 @@ class _Change:
             other.flags + self.flags,
             max(self.harm, other.harm),
             {**other.update, **self.update},
-            max(self.rows_cut, other.rows_cut),
+            max(self.lost, other.lost),
         )
 
 
@@ -70,8 +70,8 @@ NO_CHANGE = _Change("", (), Harm.NONE, {})
 def remedies(question: Question, likely: Lengths, budget_bytes: int) -> list[Remedy]:
     """Changes with each of which the job fits into the budget, the least harmful first.
 
-    Several free changes together, or a harmful one beside all free ones, where none does alone. Empty
-    where the job fits, or nothing helps. `likely` are the lengths that rows probably have.
+    A free one where one is enough; else all of them, or one that changes what is learned, alone or beside
+    them. Empty where the job fits, or nothing helps. `likely` are the lengths that rows probably have.
     """
     fitting = _Fitting(question, likely, budget_bytes)
     if fitting.peak(question.job) <= budget_bytes:
@@ -80,14 +80,25 @@ def remedies(question: Question, likely: Lengths, budget_bytes: int) -> list[Rem
     together = reduce(lambda earlier, one: one.after(earlier), free, NO_CHANGE)
     attempts: tuple[Callable[[], list[_Change]], ...] = (
         lambda: free,
-        lambda: [together, *fitting.costly(NO_CHANGE)],
-        lambda: fitting.costly(together),
+        lambda: [together, *fitting.costly(NO_CHANGE), *(fitting.costly(together) if free else ())],
         lambda: fitting.combined(together),
     )
     for changes in attempts:
         if found := fitting.tried(changes()):
-            return sorted(found, key=lambda one: (one.harm, one.rows_cut))
+            return sorted(_needed(found), key=lambda one: (one.harm, one.lost, len(one.flags)))
     return []
+
+
+def _needed(found: Sequence[Remedy]) -> list[Remedy]:
+    """Without those that do no better than what takes fewer flags of the same."""
+    return [
+        one
+        for one in found
+        if not any(
+            set(other.flags) < set(one.flags) and (other.harm, other.lost) <= (one.harm, one.lost)
+            for other in found
+        )
+    ]
 
 
 def _free_changes(job: TrainJob) -> Iterator[_Change]:
@@ -112,16 +123,22 @@ class _Fitting:
     question: Question
     likely: Lengths
     budget_bytes: int
+    known: dict[str, int] = field(default_factory=dict)
+    """Peaks by job, as JSON: an estimate takes a while."""
 
     def peak(self, job: TrainJob) -> int:
-        lengths = self.question.lengths.cut(job.max_length)
-        return smallest_cut(replace(self.question, job=job, lengths=lengths)).peak_bytes
+        name = job.model_dump_json()
+        if name not in self.known:
+            lengths = self.question.lengths.cut(job.max_length)
+            asked = replace(self.question, job=job, lengths=lengths)
+            self.known[name] = smallest_cut(asked).peak_bytes
+        return self.known[name]
 
     def tried(self, changes: Sequence[_Change]) -> list[Remedy]:
         """Those that are remedies."""
         peaks = [(one, self.peak(self._changed(one))) for one in changes]
         return [
-            Remedy(one.words, one.flags, one.harm, peak, one.rows_cut)
+            Remedy(one.words, one.flags, one.harm, peak, one.lost)
             for one, peak in peaks
             if peak <= self.budget_bytes
         ]
@@ -187,25 +204,29 @@ class _Fitting:
 
     def _fewer_layers(self, job: TrainJob) -> _Change | None:
         """The most blocks that fit."""
+        blocks = self.question.model.num_layers
+        trained = min(job.adapter.layers or blocks, blocks)
 
         def cut(layers: int) -> _Change:
             blocks = "block" if layers == 1 else f"{layers} blocks"
             adapter = job.adapter.model_copy(update={"layers": layers})
             words, flags = f"train only the last {blocks}", (f"--layers {layers}",)
-            return _Change(words, flags, Harm.SOME, {"adapter": adapter})
+            return _Change(words, flags, Harm.SOME, {"adapter": adapter}, 1 - layers / trained)
 
-        return self._largest(job, range(1, job.adapter.layers or self.question.model.num_layers), cut)
+        return self._largest(job, range(1, trained), cut)
 
     def _largest(
         self, job: TrainJob, values: Sequence[int], change: Callable[[int], _Change]
     ) -> _Change | None:
-        """By bisection, as a peak never falls when a value grows."""
+        """By bisection, the lowest value first: where that does not fit, none does."""
         low, high, best = 0, len(values) - 1, None
         while low <= high:
-            middle = (low + high) // 2
+            middle = (low + high) // 2 if best is not None else low
             tried = change(values[middle])
             if self.peak(job.model_copy(update=dict(tried.update))) <= self.budget_bytes:
                 best, low = tried, middle + 1
+            elif best is None:
+                return None
             else:
                 high = middle - 1
         return best

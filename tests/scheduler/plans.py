@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from graft_scheduler.basemodels import BaseModel, Quantization
+from graft_scheduler.basemodels import BaseModel, WeightFacts, describe
 from graft_scheduler.host_verdicts import HostView
 from graft_scheduler.job_settings import build_train_job
 from graft_scheduler.jobs import TrainJob
@@ -14,28 +13,31 @@ from graft_scheduler.memory import Backend
 from graft_scheduler.states import HostId
 from graft_scheduler.submission import Resolved
 
-SMALL = BaseModel(
-    model_type="llama",
-    architecture="LlamaForCausalLM",
-    hidden_size=2048,
-    num_layers=16,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=64,
-    intermediate_size=8192,
-    vocab_size=128_256,
-    num_experts=1,
-    experts_per_token=1,
-    is_tied=True,
-    quantization=None,
-    weight_bytes=2 * 1_235_814_400,
-    parameters=1_235_814_400,
-    dtype="bfloat16",
-    has_tokenizer=True,
-    has_chat_template=True,
-)
+PARAMETERS = 1_235_814_400
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "intermediate_size": 8192,
+    "vocab_size": 128_256,
+    "tie_word_embeddings": True,
+}
 """The shape of Llama 3.2 1B."""
-SMALL_4BIT = replace(SMALL, weight_bytes=695_283_921, quantization=Quantization(4, 64))
+FILES = {"tokenizer.json"}
+
+
+def base_model(size_bytes: int, **config: Any) -> BaseModel:
+    """Such a model, as its config and its weights describe it."""
+    weights = WeightFacts(size_bytes, PARAMETERS, "bfloat16")
+    return describe({**CONFIG, **config}, weights, FILES, True, "a test")
+
+
+SMALL = base_model(2 * PARAMETERS)
+SMALL_4BIT = base_model(695_283_921, quantization={"bits": 4, "group_size": 64})
 LENGTHS = of_rows([100, 200, 300, 400, 500, 600, 700, 800, 900, 2000] * 20, 2048)
 GIB = 1 << 30
 

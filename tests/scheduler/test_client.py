@@ -12,13 +12,14 @@ from graft_scheduler import keys
 from graft_scheduler.client import Client
 from graft_scheduler.demand import Demand, Request
 from graft_scheduler.errors import Conflict, GraftError, InvalidInput, NotFound, Unreachable
+from graft_scheduler.host_verdicts import Fit
 from graft_scheduler.jobs import CountJob, Limits, TrainJob
 from graft_scheduler.memory import Backend
-from graft_scheduler.records import Hold, HostInfo
+from graft_scheduler.records import Hold, HostInfo, JobProgress
 from graft_scheduler.rooms import Placement
 from graft_scheduler.settings import load_settings
 from graft_scheduler.states import HostId, JobState
-from graft_scheduler.transitions import Ending, Transitions, Window
+from graft_scheduler.transitions import Ending, Report, Transitions, Window
 from tests.services import RedisServer, free_port
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "there"}]}
@@ -194,6 +195,47 @@ def test_a_second_job_is_told_how_many_are_ahead(
     job = client.submit(CountJob()).id
 
     assert "1 job is ahead" in client.why(job).summary
+
+
+def test_a_plan_asks_every_host_and_queues_nothing(
+    client: Client, redis: Redis, base: Path, data: Path
+) -> None:
+    register(redis, client)
+    register(redis, client, id=HostId("h2"), name="far", machine_id="n", store_id="elsewhere")
+
+    plan = client.plan(train_job(base, data))
+
+    assert [(one.host.name, one.fit) for one in plan.hosts] == [("mac", Fit.NOW), ("far", Fit.NEVER)]
+    assert "another store" in plan.hosts[1].reason
+    assert client.jobs() == []
+
+
+def test_a_plan_waits_for_what_a_running_job_has_left(
+    client: Client, redis: Redis, transitions: Transitions, base: Path, data: Path
+) -> None:
+    register(redis, client)
+    handle = client.submit(CountJob(memory_bytes=1 << 30))
+    _, leader, _ = transitions.lead("me", 60)
+    token, _ = transitions.place(Placement(handle.id, HostId("h1"), 1 << 30), leader, Window(10, 15))
+    assert token is not None
+    held = Hold(handle.id, token, "nonce")
+    transitions.claim(held, HostId("h1"), "b", 60)
+    transitions.report(held, Report(JobProgress(seconds_left=600.0)))
+
+    (verdict,) = client.plan(train_job(base, data)).hosts
+
+    assert verdict.fit is Fit.LATER
+    assert verdict.reason == f"when {handle.id} ends, in about 10 min"
+
+
+def test_a_draining_host_is_no_place_for_now(client: Client, redis: Redis, base: Path, data: Path) -> None:
+    register(redis, client)
+    client.set_draining("mac", True)
+
+    (verdict,) = client.plan(train_job(base, data)).hosts
+
+    assert (verdict.fit, verdict.starts_in_seconds) == (Fit.LATER, None)
+    assert "draining" in verdict.reason
 
 
 def test_only_a_completed_job_can_be_pulled(client: Client, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.submission import check
+from graft_scheduler.submission import Resolved, check, resolve
+from graft_scheduler.token_counts import TEMPLATE_TOKENS
 
 
 @pytest.fixture
@@ -94,3 +95,44 @@ def test_the_learning_rate_is_written_out(
     tmp_path: Path, rows: Path, settings: dict[str, Any], rate: float
 ) -> None:
     assert checked(tmp_path, rows, None, **settings).optimizer.learning_rate == pytest.approx(rate)
+
+
+def resolved(tmp_path: Path, train: list[int], valid: list[int] | None = None, **settings: Any) -> Resolved:
+    """A job on rows of so many bytes."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, sizes in (("train", train), ("valid", valid or [])):
+        lines = [json.dumps({"text": "x" * (size - len('{"text": ""}') - 1)}) + "\n" for size in sizes]
+        if lines:
+            (folder / f"{name}.jsonl").write_text("".join(lines))
+    base = make_base(tmp_path / "base", None)
+    return resolve(TrainJob.model_validate({"model": str(base), "data": str(folder), **settings}))
+
+
+def test_the_automatic_batch_is_written_out_by_the_data(tmp_path: Path) -> None:
+    assert resolved(tmp_path, [1024] * 2000).spec.batch_size == 32
+
+
+def test_a_batch_that_a_person_names_stays(tmp_path: Path) -> None:
+    assert resolved(tmp_path, [1024] * 2000, batch_size=3).spec.batch_size == 3
+
+
+def test_no_row_is_taken_for_shorter_than_it_can_be(tmp_path: Path) -> None:
+    found = resolved(tmp_path, [100, 200], [900], max_length=2048)
+
+    assert found.lengths.longest == 900 + TEMPLATE_TOKENS
+    assert (found.lengths.rows, found.valid_rows) == (2, 1)
+    assert not found.lengths.is_counted
+
+
+def test_time_counts_rows_as_they_probably_are(tmp_path: Path) -> None:
+    found = resolved(tmp_path, [100, 200, 40_000], [100], max_length=512)
+
+    assert found.likely_lengths.tokens == (25, 50, 512)
+    assert found.lengths.tokens[0] == 100 + TEMPLATE_TOKENS
+
+
+def test_rows_that_are_held_out_are_not_trained_on(tmp_path: Path) -> None:
+    found = resolved(tmp_path, [100] * 100)
+
+    assert (found.lengths.rows, found.valid_rows) == (90, 10)

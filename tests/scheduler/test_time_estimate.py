@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft_scheduler.chips import APPLE_TERAFLOPS, APPLE_UTILISATION, TERA, guessed_flops_per_second
@@ -58,6 +58,7 @@ def test_experts_that_a_token_does_not_pass_cost_nothing() -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=30), st.integers(1, 4))
 def test_longer_rows_and_more_of_them_never_cost_less(tokens: list[int], times: int) -> None:
     some = of_rows(tokens, 4096)

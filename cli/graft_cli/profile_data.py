@@ -1,0 +1,61 @@
+"""What a profile trains on: the longest rows of a data set, or rows made up to be as long as they may be."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+WORDS = (
+    "apple",
+    "branch",
+    "copper",
+    "delta",
+    "engine",
+    "forest",
+    "garden",
+    "harbor",
+    "island",
+    "journey",
+    "kernel",
+    "ladder",
+    "meadow",
+    "nickel",
+    "orchard",
+)
+BYTES_PER_TOKEN = 8
+"""More than any tokenizer makes of such words: every row is cut to the longest that is allowed."""
+
+
+def write_longest(source: Path, folder: Path, rows: int) -> None:
+    """The longest training rows of the data set at `source`, so many of them, to train and to validate on.
+
+    A shorter data set is repeated.
+    """
+    from graft_scheduler import datasets
+
+    found = datasets.read_rows(datasets.find_files(source).train)
+    lines = sorted((json.dumps(row.fields, ensure_ascii=False) for row in found), key=len, reverse=True)
+    _write(folder, [lines[index % min(rows, len(lines))] for index in range(rows)])
+
+
+def write_made_up(folder: Path, rows: int, tokens: int) -> None:
+    """Rows of words without a meaning, none shorter than `tokens`."""
+    draw = random.Random(0)
+    _write(folder, [json.dumps({"text": _text(draw, tokens)}) for _ in range(rows)])
+
+
+def _text(draw: random.Random, tokens: int) -> str:
+    words: list[str] = []
+    length = 0
+    while length < tokens * BYTES_PER_TOKEN:
+        words.append(draw.choice(WORDS))
+        length += len(words[-1]) + 1
+    return " ".join(words)
+
+
+def _write(folder: Path, lines: Sequence[str]) -> None:
+    text = "".join(line + "\n" for line in lines)
+    for name in ("train.jsonl", "valid.jsonl"):
+        (folder / name).write_text(text, encoding="utf-8")
