@@ -172,9 +172,12 @@ def _at_check(shape: Shape, setting: Setting, learns: Trained) -> dict[str, int]
 
 
 def _pass(shape: Shape, cut: Cut, *, recomputes: bool = False) -> Pass:
-    chunked = shape.job.compute.loss is LossKernel.CHUNKED
-    chunk = chunk_tokens(shape.model.vocab_size) if chunked else None
-    return Pass(cut.rows, cut.width, cut.tokens, chunk, shape.trained_layers, recomputes)
+    """Chunks of the loss count as full ones, lest the estimate falls where a short one is begun."""
+    tokens, chunk = cut.tokens, None
+    if shape.job.compute.loss is LossKernel.CHUNKED:
+        chunk = chunk_tokens(shape.model.vocab_size)
+        tokens = tokens if tokens <= chunk else -(-tokens // chunk) * chunk
+    return Pass(cut.rows, cut.width, tokens, chunk, shape.trained_layers, recomputes)
 
 
 def _evaluated(shape: Shape, longest: int) -> list[Cut]:

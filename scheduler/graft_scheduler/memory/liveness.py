@@ -81,12 +81,32 @@ class Queue:
 
     steps_per_task: int
     """Of a primitive there are one or two on the CPU, and one on a GPU."""
-    bytes_per_task: int | None = None
-    """Read by a task's primitives: from there on it is sent off too."""
     tasks: int = 10
     """That may be unfinished when the next primitive is sent off."""
     steps_per_primitive: int = 1
     steps_per_view: int = 0
+    most_bytes: int | None = None
+    """Of what waits to be given back: tasks of large arrays are sent off with fewer primitives."""
+
+
+AT_ONCE = Queue(steps_per_task=1, tasks=0, steps_per_view=1)
+"""Every primitive is computed before the next is looked at."""
+
+
+def peak_parts(outputs: Sequence[Array], queue: Queue, owned: Sequence[Array] = ()) -> dict[str, int]:
+    """What is held at the peak of evaluating `outputs`, by cause.
+
+    Where only so much may wait to be given back, that is the peak without any waiting and, as the
+    cause `waiting`, what waiting adds. Both rise with the arrays, so the lesser of the two does.
+    """
+    memory = Memory(queue)
+    memory.evaluate(outputs, owned)
+    if queue.most_bytes is None:
+        return memory.parts
+    at_once = Memory(AT_ONCE)
+    at_once.evaluate(outputs, owned)
+    waiting = min(memory.peak_bytes - at_once.peak_bytes, queue.most_bytes)
+    return at_once.parts | {"waiting": max(0, waiting)}
 
 
 class Memory:
@@ -100,7 +120,6 @@ class Memory:
         self._limit = limit_bytes
         self._queue = queue
         self._steps = 0
-        self._bytes = 0
         self._sent = 0
         self._done = 0
         self._holds: deque[tuple[int, list[Buffer]]] = deque()
@@ -123,7 +142,7 @@ class Memory:
         for array in tape:
             self._compute(array, readers, buffers)
         self._finish(self._sent + 1)
-        self._sent = self._done = self._steps = self._bytes = 0
+        self._sent = self._done = self._steps = 0
 
     def _compute(self, array: Array, readers: dict[int, int], buffers: dict[int, Buffer]) -> None:
         for one in array.outputs:
@@ -182,16 +201,11 @@ class Memory:
 
     def _send(self, array: Array) -> int:
         """Count the primitive to the tasks, which are sent off when they are full; the one it ends in."""
-        queue = self._queue
-        is_view = array.storage is Storage.VIEW
+        queue, is_view = self._queue, array.storage is Storage.VIEW
         self._steps += queue.steps_per_view if is_view else queue.steps_per_primitive
-        if queue.bytes_per_task is not None and not is_view:
-            self._bytes += sum(one.nbytes for one in array.inputs)
-        is_heavy = queue.bytes_per_task is not None and self._bytes > queue.bytes_per_task
-        if self._steps < queue.steps_per_task and not is_heavy:
+        if self._steps < queue.steps_per_task:
             return self._sent
-        self._steps = max(0, self._steps - queue.steps_per_task)
-        self._bytes = 0
+        self._steps -= queue.steps_per_task
         self._sent += 1
         return self._sent - (self._steps == 0)
 

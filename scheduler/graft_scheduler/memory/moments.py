@@ -14,7 +14,7 @@ from graft_scheduler.anatomy import Anatomy, Attention, Block
 from graft_scheduler.hyperparameters import OptimizerName
 from graft_scheduler.memory.arrays import Array, Shape
 from graft_scheduler.memory.forward import Mode, Parameters
-from graft_scheduler.memory.liveness import Memory, Queue
+from graft_scheduler.memory.liveness import Queue, peak_parts
 from graft_scheduler.memory.passes import Pass, evaluation, gradient
 from graft_scheduler.memory.updates import BY_ELEMENT, update
 
@@ -84,18 +84,16 @@ _NO_PASS = Pass(1, 2, 2, None, 0)
 
 def _gradient_of(setting: Setting, one: Pass) -> Parts:
     own = _parameters(setting)
-    return _peak(setting, gradient(setting.anatomy, own, one))
+    return peak_parts(gradient(setting.anatomy, own, one), setting.queue)
 
 
 def _loss_of(setting: Setting, one: Pass) -> Parts:
-    return _peak(setting, evaluation(setting.anatomy, _parameters(setting), one))
+    return peak_parts(evaluation(setting.anatomy, _parameters(setting), one), setting.queue)
 
 
 def _update_of(setting: Setting, one: Pass) -> Parts:
     outputs, owned = update(setting.optimizer, _kept_shapes(setting))
-    memory = Memory(setting.queue)
-    memory.evaluate(outputs, owned)
-    return memory.parts
+    return peak_parts(outputs, setting.queue, owned)
 
 
 def _trained_of(setting: Setting, one: Pass) -> Parts:
@@ -122,12 +120,6 @@ def _parameters(setting: Setting) -> Parameters:
     return Parameters(setting.mode, setting.rank, setting.targets)
 
 
-def _peak(setting: Setting, outputs: Sequence[Array]) -> Parts:
-    memory = Memory(setting.queue)
-    memory.evaluate(outputs)
-    return memory.parts
-
-
 def _over_blocks(setting: Setting, one: Pass, measure: Callable[[Setting, Pass], Parts]) -> Parts:
     """What `measure` finds for all blocks, from graphs of some of each kind."""
     blocks = setting.anatomy.blocks
@@ -136,14 +128,18 @@ def _over_blocks(setting: Setting, one: Pass, measure: Callable[[Setting, Pass],
     shown, more = _shown(kinds)
     first = _measured(_with(setting, shown), _of(one, shown), measure)
     found = dict(first)
+    waiting = found.pop("waiting", 0)
     for kind, count in more.items():
         longer = [*shown, *[kind] * SHOWN_BLOCKS]
-        with_more = _measured(_with(setting, longer), _of(one, longer), measure)
+        with_more = dict(_measured(_with(setting, longer), _of(one, longer), measure))
+        waiting = max(waiting, with_more.pop("waiting", 0))  # of the last primitives, however many there are
         added = {cause: max(0, size - first.get(cause, 0)) for cause, size in with_more.items()}
-        grown = max(0, sum(with_more.values()) - sum(first.values()))
+        grown = max(0, sum(with_more.values()) - sum(first.values()) + first.get("waiting", 0))
         share = grown / sum(added.values()) if any(added.values()) else 0.0
         for cause, size in added.items():
             found[cause] = found.get(cause, 0) + round(size * share * count / SHOWN_BLOCKS)
+    if waiting:
+        found["workspace"] = found.get("workspace", 0) + waiting
     return found
 
 

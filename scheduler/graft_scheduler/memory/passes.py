@@ -11,6 +11,10 @@ from graft_scheduler.memory.arrays import Array, caused, vjp
 from graft_scheduler.memory.forward import FLOAT32, Parameters, forward_block, norm
 
 
+SHOWN_CHUNKS = 3
+"""Chunks of the loss that a graph has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pass:
     """One micro-batch through a model."""
@@ -96,6 +100,7 @@ def _loss(anatomy: Anatomy, own: Parameters, one: Pass, hidden: Array, *, learns
     flat = op.view(hidden, (one.rows * one.width, anatomy.hidden))
     chosen = op.gather([flat, op.ready((one.learned,), 4)], (one.learned, anatomy.hidden), hidden.itemsize)
     sizes = [min(one.chunk, one.learned - place) for place in range(0, one.learned, one.chunk)]
+    sizes = sizes[:SHOWN_CHUNKS]  # the others come after them, and take no more
     if not learns:
         return _forward_chunks(anatomy, own, chosen, sizes)
     if own.mode.learns_base and own.is_trained:
@@ -151,6 +156,8 @@ def _chunks_with_gradient(anatomy: Anatomy, own: Parameters, hidden: Array, size
         loss, slope = _chunk(anatomy, own, part)
         total = op.add(total, loss)
         gradients.append(slope)
+    if (left := hidden.shape[0] - sum(sizes)) > 0:
+        gradients.append(op.made_of([gradients[-1]], (left, hidden.shape[1]), hidden.itemsize))
     joined = op.concatenate(gradients, hidden.shape)
 
     def backward(

@@ -14,8 +14,8 @@ QUEUES: dict[Backend, Queue] = {
     # Every primitive is one step and its release another; ten steps are a task (backend/cpu/encoder.h).
     Backend.CPU: Queue(steps_per_task=10, steps_per_primitive=2, steps_per_view=1),
     # Command buffers of 40 to 50 primitives or 40 to 50 MB (backend/metal/device.cpp); not measured here.
-    Backend.METAL: Queue(steps_per_task=50, bytes_per_task=50 * MIB),
-    Backend.CUDA: Queue(steps_per_task=20, bytes_per_task=100 * MIB),
+    Backend.METAL: Queue(steps_per_task=50, most_bytes=500 * MIB),
+    Backend.CUDA: Queue(steps_per_task=20, most_bytes=1000 * MIB),
 }
 METAL_ATTENTION_DIMS = frozenset({64, 80, 96, 128})
 """Head widths whose attention has a fused gradient on Metal since MLX 0.32.4; not measured here."""

@@ -20,13 +20,15 @@ Made = tuple[list[Array], list[Array]]
 
 def update(name: OptimizerName, shapes: Sequence[Shape]) -> Made:
     """One step for arrays of these shapes: new parameters and new state; what they take over."""
-    outputs: list[Array] = []
+    parameters: list[Array] = []
+    state: list[Array] = []
     owned: list[Array] = []
     for shape in shapes:
-        made, taken = RULES[name](shape)
-        outputs += made
+        (parameter, *kept), taken = RULES[name](shape)
+        parameters.append(parameter)
+        state += kept
         owned += taken
-    return outputs, owned
+    return parameters + state, owned
 
 
 def _inputs(shape: Shape) -> tuple[Array, Array]:
@@ -64,8 +66,7 @@ def _lion(shape: Shape) -> Made:
     old = op.owned(shape, FLOAT32)
     between = _moment(old, gradient)
     kept = _moment(old, gradient)
-    decayed = op.multiply(parameter, op.SCALAR)
-    return [op.subtract(decayed, op.multiply(op.SCALAR, op.unary(between))), kept], [old]
+    return [op.subtract(parameter, op.multiply(op.SCALAR, op.unary(between))), kept], [old]
 
 
 def _sgd(shape: Shape) -> Made:
