@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from graft_scheduler.basemodels import BaseModel, Quantization
+from graft_scheduler.basemodels import BaseModel
 from graft_scheduler.host_verdicts import HostView
 from graft_scheduler.job_settings import build_train_job
 from graft_scheduler.jobs import TrainJob
@@ -13,29 +12,20 @@ from graft_scheduler.lengths import Lengths, of_rows
 from graft_scheduler.memory import Backend
 from graft_scheduler.states import HostId
 from graft_scheduler.submission import Resolved
+from tests.scheduler.models import make_model
 
-SMALL = BaseModel(
-    model_type="llama",
-    architecture="LlamaForCausalLM",
-    hidden_size=2048,
-    num_layers=16,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=64,
-    intermediate_size=8192,
-    vocab_size=128_256,
-    num_experts=1,
-    experts_per_token=1,
-    is_tied=True,
-    quantization=None,
-    weight_bytes=2 * 1_235_814_400,
-    parameters=1_235_814_400,
-    dtype="bfloat16",
-    has_tokenizer=True,
-    has_chat_template=True,
-)
+SHAPE: dict[str, Any] = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "intermediate_size": 8192,
+    "vocab_size": 128_256,
+}
+SMALL = make_model("bfloat16", **SHAPE)
 """The shape of Llama 3.2 1B."""
-SMALL_4BIT = replace(SMALL, weight_bytes=695_283_921, quantization=Quantization(4, 64))
+SMALL_4BIT = make_model("bfloat16", **SHAPE, quantization={"bits": 4, "group_size": 64})
 LENGTHS = of_rows([100, 200, 300, 400, 500, 600, 700, 800, 900, 2000] * 20, 2048)
 GIB = 1 << 30
 
