@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft_scheduler.memory import operations as op
-from graft_scheduler.memory.arrays import Array, vjp
+from graft_scheduler.memory.arrays import Array, siblings, vjp
 from graft_scheduler.memory.liveness import MAX_WIDTH, Memory, Queue, order
 
 AT_ONCE = Queue(steps_per_task=1, tasks=0)
@@ -112,7 +112,7 @@ def test_a_product_of_what_lies_in_another_order_copies_it() -> None:
 
 def test_the_outputs_of_one_primitive_come_together() -> None:
     source = apart(given_array())
-    left, right = op.siblings(op.made_of([source], SHAPE, 4), op.made_of([source], SHAPE, 4))
+    left, right = siblings(op.made_of([source], SHAPE, 4), op.made_of([source], SHAPE, 4))
 
     assert peak_mib(left) == 3  # the source, and both
     assert evaluated(left).live_bytes == MIB

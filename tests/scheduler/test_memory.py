@@ -8,7 +8,14 @@ import pytest
 
 from graft_scheduler.basemodels import BaseModel
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.memory import Backend, MemoryEstimate, cache_in, estimate_micro_batch, estimate_peak
+from graft_scheduler.memory import (
+    Backend,
+    MemoryEstimate,
+    cache_in,
+    estimate_micro_batch,
+    estimate_peak,
+    moments,
+)
 from tests.scheduler import plans
 from tests.scheduler.models import make_model
 
@@ -24,7 +31,7 @@ def job(**settings: Any) -> TrainJob:
     return plans.job(**{**defaults, **settings})
 
 
-def estimate(model: BaseModel, backend: Backend = Backend.CPU, **settings: Any) -> MemoryEstimate:
+def estimate(model: BaseModel, backend: Backend = Backend.CPU, /, **settings: Any) -> MemoryEstimate:
     return estimate_peak(model, job(**settings), backend=backend)
 
 
@@ -64,16 +71,30 @@ def test_a_micro_batch_alone_is_part_of_the_whole() -> None:
 def test_checkpointing_keeps_little_more_of_a_block_than_its_input() -> None:
     def growth(recomputes: bool) -> float:
         """By each further block, of a micro-batch's peak without the weights."""
+        settings = job(rank=1, gradient_checkpointing=recomputes)
         peaks = [
-            estimate_micro_batch(model, job(rank=1, gradient_checkpointing=recomputes), Backend.CPU, 8, 255)
-            - model.weight_bytes
-            for model in (make_model(num_hidden_layers=32), make_model(num_hidden_layers=8))
+            estimate_micro_batch(model, settings, Backend.CPU, 8, 255) - model.weight_bytes
+            for model in (make_model(num_hidden_layers=32), make_model(num_hidden_layers=16))
         ]
-        return (peaks[0] - peaks[1]) / 24
+        return (peaks[0] - peaks[1]) / 16
 
     block_input = 8 * 255 * 256 * 4
-    assert block_input <= growth(True) < 1.2 * block_input
+    assert growth(True) == pytest.approx(block_input, rel=0.25)
     assert growth(False) > 15 * block_input
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("backend", list(Backend))
+def test_a_deep_model_is_estimated_from_some_of_its_blocks(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend, recomputes: bool
+) -> None:
+    model, settings = make_model(num_hidden_layers=24), job(gradient_checkpointing=recomputes)
+
+    from_some = estimate_micro_batch(model, settings, backend, 2, 255)
+    monkeypatch.setattr(moments, "SHOWN_BLOCKS", 24)
+    from_all = estimate_micro_batch(model, settings, backend, 2, 255)
+
+    assert from_some == pytest.approx(from_all, rel=0.1)
 
 
 def test_a_step_of_one_row_holds_one_gradient_less() -> None:
