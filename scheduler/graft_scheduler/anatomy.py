@@ -43,6 +43,9 @@ class Attention:
     is_plain: bool = False
     """Made of single operations, and not of MLX's fused attention, on any device."""
     has_bias: bool = False
+    has_output_bias: bool = False
+    is_gated: bool = False
+    """Queries come with a gate for the output, of their own width (Qwen3-Next)."""
 
     @property
     def query_width(self) -> int:
@@ -71,6 +74,8 @@ class Recurrence:
     """Width of what the output product reads."""
     kept: float = 8.0
     """Arrays of the projected width that lie between, kept for the backward pass."""
+    between: tuple[tuple[int, int], ...] = ()
+    """Inputs and outputs of the products that lie between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,10 @@ class Experts:
     per_token: int
     mlp: Mlp
     shared: Mlp | None = None
+    has_shared_gate: bool = False
+    """How much of the shared one counts is a product of its own."""
+    is_router_linear: bool = True
+    """The router is a linear layer, which an adapter fits on; DeepSeek's is only a matrix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +129,5 @@ class Anatomy:
     doubt: str | None = None
     """What is only guessed of it; the estimate is wider then."""
     has_quantised_head: bool = False
+    positions: int = 0
+    """Rows of a table of positions (GPT-2); 0 where they are rotated."""

@@ -38,7 +38,6 @@ KNOWN = frozenset(
         "qwen3_moe",
         "olmo2",
         "olmo3",
-        "olmo",
         "olmoe",
         "cohere",
         "cohere2",
@@ -67,6 +66,10 @@ KNOWN = frozenset(
         "gpt_oss",
         "qwen",
         "ministral3",
+        "gpt_bigcode",
+        "deepseek",
+        "dbrx",
+        "glm4_moe",
     ]
 )
 LAYER_NORMED = frozenset(
@@ -167,7 +170,14 @@ BIASED_QUERIES = frozenset(
         "dots1",
     ]
 )
-BIASED_MLPS = frozenset(["gpt2", "gpt_neox", "phi", "starcoder2", "gpt_bigcode", "gptj"])
+BIASED_OUTPUTS = frozenset(["gpt2", "gpt_neox", "phi", "starcoder2", "gpt_bigcode"])
+BIASED_MLPS = frozenset(["gpt2", "gpt_neox", "phi", "starcoder2", "gpt_bigcode", "gptj", "gpt_oss"])
+POSITIONED = frozenset(["gpt2", "gpt_bigcode"])
+"""Positions are a table that is added to the embeddings; nothing is rotated."""
+GATED_NAMES = r"gate|w1|w3|\.v1|up_proj|c_fc_1|swi"
+"""Of an MLP's tensors, those that only gated ones have; where they are known at all."""
+GATED_ATTENTION = frozenset(["qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text"])
+SHARED_GATES = frozenset(["qwen2_moe", "qwen3_next", "qwen3_5_moe"])
 RECURRENT_KINDS = frozenset({"linear_attention", "conv", "mamba", "recurrent", "M"})
 
 
@@ -176,6 +186,7 @@ def read_anatomy(
 ) -> Anatomy:
     """The model of this flat `config`; `sizes` are what `basemodels` reads of it."""
     kind = str(config.get("model_type", ""))
+    config, sizes = _unnested(config, sizes)
     reader = _Reader(kind, config, sizes, tensors)
     blocks = tuple(reader.block(number) for number in range(sizes["num_layers"]))
     return Anatomy(
@@ -190,7 +201,34 @@ def read_anatomy(
         has_quantised_head=any(
             re.search(r"(lm_head|embed_tokens|wte)\.scales$", name) for name in reader.parts
         ),
+        positions=_count(config, "n_positions", "n_ctx") if kind in POSITIONED else 0,
     )
+
+
+def _unnested(
+    config: Mapping[str, Any], sizes: Mapping[str, int]
+) -> tuple[Mapping[str, Any], Mapping[str, int]]:
+    """DBRX keeps its sizes in two objects of their own."""
+    feed, attention = config.get("ffn_config"), config.get("attn_config")
+    if not isinstance(feed, dict) or not isinstance(attention, dict):
+        return config, sizes
+    width = _count(feed, "ffn_hidden_size")
+    found = {
+        "num_kv_heads": _count(attention, "kv_n_heads"),
+        "num_experts": _count(feed, "moe_num_experts"),
+        "experts_per_token": _count(feed, "moe_top_k"),
+        "intermediate_size": width,
+    }
+    return {**config, "intermediate_size": width}, {**sizes, **{k: v for k, v in found.items() if v}}
+
+
+def _count(config: Mapping[str, Any], *names: str) -> int:
+    """The first of these that is a number; 0 without."""
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return 0
 
 
 class _Reader:
@@ -238,6 +276,9 @@ class _Reader:
     def _is_recurrent(self, number: int) -> bool:
         if self.kind in {"mamba", "mamba2"}:
             return True
+        attending = self.config.get("full_attn_idxs")
+        if isinstance(attending, (list, tuple)):
+            return number not in attending
         kinds = self.config.get("layer_types") or self.config.get("layers_block_type") or ()
         if isinstance(kinds, (list, tuple)) and number < len(kinds):
             return str(kinds[number]) in RECURRENT_KINDS
@@ -247,14 +288,14 @@ class _Reader:
     def _attention(self, number: int) -> Attention:
         sizes, config = self.sizes, self.config
         head_dim, value_dim = sizes["head_dim"], sizes["head_dim"]
-        kv_heads = sizes["num_kv_heads"]
+        kv_heads = 1 if self._flag("multi_query", self.kind == "gpt_bigcode") else sizes["num_kv_heads"]
         if config.get("kv_lora_rank"):
             head_dim = (
                 int(config.get("qk_nope_head_dim", 0)) + int(config.get("qk_rope_head_dim", 0)) or head_dim
             )
             value_dim = int(config.get("v_head_dim", head_dim))
             kv_heads = sizes["num_heads"]
-        fused = self.kind in FUSED_QUERIES or self._has(r"qkv|query_key_value|c_attn")
+        fused = self.kind in FUSED_QUERIES or self._has(r"qkv(_proj)?\.|query_key_value|c_attn")
         return Attention(
             heads=sizes["num_heads"],
             kv_heads=kv_heads,
@@ -267,14 +308,21 @@ class _Reader:
             softcap=bool(config.get("attn_logit_softcapping")) and self.kind in PLAIN_ATTENTION,
             is_plain=self.kind in PLAIN_ATTENTION,
             has_bias=self._flag("attention_bias", self.kind in BIASED_QUERIES) or self._has(r"q_proj\.bias"),
+            has_output_bias=self._biases_output(),
+            is_gated=self.kind in GATED_ATTENTION,
         )
+
+    def _biases_output(self) -> bool:
+        if self.parts:
+            return self._has(r"att.*\.(o_proj|out_proj|dense|c_proj)\.bias")
+        return self.kind in BIASED_OUTPUTS or self._flag("attention_bias", False)
 
     def _flag(self, name: str, default: bool) -> bool:
         value = self.config.get(name)
         return value if isinstance(value, bool) else default
 
     def _rotated(self, head_dim: int) -> int:
-        if self.kind in {"gpt2", "gpt_bigcode"}:
+        if self.kind in POSITIONED:
             return 0
         share = self.config.get("partial_rotary_factor") or self.config.get("rotary_pct") or 1.0
         if self.kind == "gpt_neox":
@@ -302,24 +350,45 @@ class _Reader:
             return Recurrence(
                 (2 * keys + 2 * values, 2 * int(config["linear_num_value_heads"])), values, kept=12.0
             )
-        inner = int(config.get("intermediate_size") or config.get("mamba_d_inner") or 2 * hidden)
-        if "num_heads" in config and "head_dim" in config and self.kind == "mamba2":
-            inner = int(config["num_heads"]) * int(config["head_dim"])
-        return Recurrence((2 * inner + 2 * int(config.get("state_size", 128)),), inner, kept=12.0)
+        if config.get("full_attn_idxs") or "conv" in (config.get("layer_types") or ()):  # LFM2's
+            return Recurrence((3 * hidden,), hidden, kept=3.0)
+        inner = _count(config, "intermediate_size", "mamba_d_inner") or 2 * hidden
+        state = _count(config, "state_size") or 128
+        if self.kind == "mamba":
+            rank = _count(config, "time_step_rank") or -(-hidden // 16)
+            between = ((inner, rank + 2 * state), (rank, inner))
+            return Recurrence((2 * inner,), inner, kept=12.0, between=between)
+        heads = 0
+        if self.kind == "mamba2":
+            heads = _count(config, "num_heads")
+            inner = heads * _count(config, "head_dim") or inner
+        groups = _count(config, "n_groups") or 1
+        return Recurrence((2 * inner + 2 * groups * state + heads,), inner, kept=12.0)
 
     def _feed(self, number: int) -> Mlp | Experts:
         dense = Mlp(self._dense_width(), self._activation(), self._fuses_gate(), self._biased_mlp())
         sizes, config = self.sizes, self.config
         if sizes["num_experts"] <= 1 or self._is_dense_layer(number):
             return dense
-        expert = Mlp(sizes["intermediate_size"], self._activation())
+        expert = Mlp(sizes["intermediate_size"], self._activation(), has_bias=self._biased_mlp())
         shared_width = config.get("shared_expert_intermediate_size")
         if not shared_width and config.get("n_shared_experts"):
             shared_width = int(config["n_shared_experts"]) * sizes["intermediate_size"]
         shared = Mlp(int(shared_width), self._activation()) if shared_width else None
-        return Experts(sizes["num_experts"], sizes["experts_per_token"], expert, shared)
+        return Experts(
+            sizes["num_experts"],
+            sizes["experts_per_token"],
+            expert,
+            shared,
+            has_shared_gate=shared is not None and self.kind in SHARED_GATES,
+            is_router_linear="n_routed_experts" not in config,
+        )
 
     def _dense_width(self) -> int:
+        if "block_ff_dim" in self.config or "block_auto_adjust_ff_dim" in self.config:
+            return self._adjusted_width()
+        if self.kind == "qwen":
+            return _count(self.config, "intermediate_size") // 2
         for name in ("intermediate_size", "n_inner", "ffn_dim", "d_ff"):
             value = self.config.get(name)
             if isinstance(value, list) and value:
@@ -327,6 +396,16 @@ class _Reader:
             if isinstance(value, int) and value > 0:
                 return value
         return self.sizes["intermediate_size"]
+
+    def _adjusted_width(self) -> int:
+        """LFM2's, which may follow from another width."""
+        config = self.config
+        width = _count(config, "block_ff_dim", "intermediate_size")
+        if not config.get("block_auto_adjust_ff_dim"):
+            return width
+        width = int(float(config.get("block_ffn_dim_multiplier") or 1.0) * int(2 * width / 3))
+        multiple = _count(config, "block_multiple_of") or 1
+        return -(-width // multiple) * multiple
 
     def _is_dense_layer(self, number: int) -> bool:
         config = self.config
@@ -347,7 +426,7 @@ class _Reader:
             or self.config.get("hidden_activation_function")
             or ""
         )
-        if self.kind in UNGATED or (self.parts and not self._has(r"gate|w1|w3|up_proj|gate_up|swi")):
+        if self.kind in UNGATED or (self.parts and not self._has(GATED_NAMES)):
             if "relu" in name:
                 return Activation.RELU2
             return Activation.SILU if name in {"silu", "swish"} else Activation.GELU

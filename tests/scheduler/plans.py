@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graft_scheduler.basemodels import BaseModel, WeightFacts, describe
+from graft_scheduler.basemodels import BaseModel
 from graft_scheduler.host_verdicts import HostView
 from graft_scheduler.job_settings import build_train_job
 from graft_scheduler.jobs import TrainJob
@@ -12,11 +12,9 @@ from graft_scheduler.lengths import Lengths, of_rows
 from graft_scheduler.memory import Backend
 from graft_scheduler.states import HostId
 from graft_scheduler.submission import Resolved
+from tests.scheduler.models import make_model
 
-PARAMETERS = 1_235_814_400
-CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
+SHAPE: dict[str, Any] = {
     "hidden_size": 2048,
     "num_hidden_layers": 16,
     "num_attention_heads": 32,
@@ -24,20 +22,10 @@ CONFIG: dict[str, Any] = {
     "head_dim": 64,
     "intermediate_size": 8192,
     "vocab_size": 128_256,
-    "tie_word_embeddings": True,
 }
+SMALL = make_model("bfloat16", **SHAPE)
 """The shape of Llama 3.2 1B."""
-FILES = {"tokenizer.json"}
-
-
-def base_model(size_bytes: int, **config: Any) -> BaseModel:
-    """Such a model, as its config and its weights describe it."""
-    weights = WeightFacts(size_bytes, PARAMETERS, "bfloat16")
-    return describe({**CONFIG, **config}, weights, FILES, True, "a test")
-
-
-SMALL = base_model(2 * PARAMETERS)
-SMALL_4BIT = base_model(695_283_921, quantization={"bits": 4, "group_size": 64})
+SMALL_4BIT = make_model("bfloat16", **SHAPE, quantization={"bits": 4, "group_size": 64})
 LENGTHS = of_rows([100, 200, 300, 400, 500, 600, 700, 800, 900, 2000] * 20, 2048)
 GIB = 1 << 30
 

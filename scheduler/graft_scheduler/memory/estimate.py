@@ -184,8 +184,9 @@ def _evaluated(shape: Shape, longest: int) -> list[Cut]:
     """Validation rows are as many as the token budget allows, whatever the batch."""
     width = padded(shape, longest)
     budget = max(shape.job.micro_batch_tokens or longest * shape.job.batch_rows, width)
-    rows = budget // width if shape.job.evaluation.rows is None else shape.job.evaluation.rows
-    return cut_to(shape, width, max(1, rows), budget)
+    asked = shape.job.evaluation.rows
+    # More rows than fit: where the longest leave room, as many shorter ones may fill the budget.
+    return cut_to(shape, width, budget // width + 1 if asked is None else max(1, asked), budget)
 
 
 def _resident(shape: Shape, learns: Trained) -> dict[str, int]:

@@ -99,7 +99,8 @@ def mix(mixer: Attention | Recurrence, x: Array, own: Parameters) -> Array:
     if isinstance(mixer, Recurrence):
         return _recur(mixer, x, own)
     rows, length, hidden = x.shape
-    widths = [mixer.query_width, mixer.key_width, mixer.value_width]
+    asked = mixer.query_width * (2 if mixer.is_gated else 1)
+    widths = [asked, mixer.key_width, mixer.value_width]
     if mixer.is_fused:
         (joined,) = linears([("qkv_proj", sum(widths), mixer.has_bias)], x, own)
         queries, keys, values = op.split(joined, widths)
@@ -110,6 +111,9 @@ def mix(mixer: Attention | Recurrence, x: Array, own: Parameters) -> Array:
             ("v_proj", widths[2], mixer.has_bias),
         ]
         queries, keys, values = linears(names, x, own)
+    gate = None
+    if mixer.is_gated:
+        queries, gate = op.split(queries, [mixer.query_width, mixer.query_width])
     queries = _heads(queries, mixer.heads, mixer.head_dim)
     keys = _heads(keys, mixer.kv_heads, mixer.head_dim)
     values = _heads(values, mixer.kv_heads, mixer.value_dim)
@@ -120,7 +124,9 @@ def mix(mixer: Attention | Recurrence, x: Array, own: Parameters) -> Array:
     keys = _rotate(keys, mixer.rotated, own.mode)
     attended = _attend(mixer, queries, keys, values, own.mode)
     flat = op.copied(attended, (rows, length, mixer.output_width))
-    (out,) = linears([("o_proj", hidden, False)], flat, own)
+    if gate is not None:
+        flat = op.multiply(flat, op.sigmoid(op.copied(gate, flat.shape)))
+    (out,) = linears([("o_proj", hidden, mixer.has_output_bias)], flat, own)
     return out
 
 
@@ -207,6 +213,10 @@ def _recur(mixer: Recurrence, x: Array, own: Parameters) -> Array:
     current = joined
     for _ in range(round(mixer.kept / 3)):
         current = op.multiply(op.sigmoid(current), current)
+    for number, (inputs, outputs) in enumerate(mixer.between):
+        read = op.part(current, (rows, length, inputs))
+        (made,) = linears([(f"between_{number}", outputs, False)], read, own)
+        current = op.concatenate([current, made], (rows, length, current.shape[-1] + outputs))
     inner = op.part(current, (rows, length, min(mixer.inner, current.shape[-1])))
     if inner.shape[-1] < mixer.inner:
         inner = op.concatenate([inner, inner], (rows, length, mixer.inner))
@@ -254,16 +264,16 @@ def _feed_experts(experts: Experts, x: Array, own: Parameters) -> Array:
     rows, length, hidden = x.shape
     tokens, passes = rows * length, experts.per_token
     mode = own.mode
-    (gates,) = linears([("gate", experts.count, False)], x, own)
+    gates = _route(experts, x, own)
     weights = op.softmax(gates)
     chosen = op.made_of([op.stop_gradient(weights)], (rows, length, passes), FLOAT32)
     scores = op.gather([weights, chosen], (rows, length, passes), mode.itemsize)
     sorted_x = op.gather([x, chosen], (tokens * passes, 1, hidden), mode.itemsize)
     mlp = experts.mlp
-    up = _expert_linear("experts.up_proj", sorted_x, mlp.width, experts, own)
-    gate = _expert_linear("experts.gate_proj", sorted_x, mlp.width, experts, own)
+    up = _expert_linear("experts.up_proj", sorted_x, mlp.width, experts, chosen, own)
+    gate = _expert_linear("experts.gate_proj", sorted_x, mlp.width, experts, chosen, own)
     middle = gated(mlp.activation, gate, up, mode)
-    out = _expert_linear("experts.down_proj", middle, hidden, experts, own)
+    out = _expert_linear("experts.down_proj", middle, hidden, experts, chosen, own)
     unsorted = op.view(
         op.gather([out, chosen], (tokens * passes, 1, hidden), mode.itemsize), (rows, length, passes, hidden)
     )
@@ -274,13 +284,28 @@ def _feed_experts(experts: Experts, x: Array, own: Parameters) -> Array:
     scope, own.scope = own.scope, f"{own.scope}shared_expert."
     shared = feed(experts.shared, x, own)
     own.scope = scope
+    if experts.has_shared_gate:
+        (share,) = linears([("shared_expert_gate", 1, False)], x, own)
+        shared = op.multiply(op.sigmoid(share), shared)
     return op.add(y, shared)
 
 
-def _expert_linear(name: str, x: Array, outputs: int, experts: Experts, own: Parameters) -> Array:
+def _route(experts: Experts, x: Array, own: Parameters) -> Array:
+    """How much each expert is meant, for every token."""
+    if experts.is_router_linear:
+        return linears([("gate", experts.count, experts.mlp.has_bias)], x, own)[0]
+    return op.matmul(x, op.turned(own.weight("gate.weight", (experts.count, x.shape[-1]))))
+
+
+def _expert_linear(
+    name: str, x: Array, outputs: int, experts: Experts, chosen: Array, own: Parameters
+) -> Array:
     inputs = x.shape[-1]
     weight = own.weight(name, (experts.count, inputs, outputs))
     y = op.gathered_matmul(x, weight, outputs, is_quantised=own.mode.quantised)
+    if experts.mlp.has_bias:
+        bias = own.weight(f"{name}.bias", (experts.count, outputs))
+        y = op.add(y, op.gather([bias, chosen], y.shape, y.itemsize))
     if not own.has_adapter(name):
         return y
     a = own.adapter(f"{name}.lora_a", (experts.count, own.rank, inputs))

@@ -1,7 +1,7 @@
 """What single moments of a training hold, measured on graphs of a few blocks and carried on to all.
 
-From graphs with three and with six blocks of a kind follows what every other one costs: the peak
-grows by about the same from block to block.
+From graphs with some and with twice as many blocks of a kind follows what every other one costs:
+the peak grows by about the same from block to block.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from graft_scheduler.memory.updates import BY_ELEMENT, update
 
 SHOWN_BLOCKS = 3
 """Trained blocks of one kind that a small graph has, and by as many more a large one is longer."""
+SHOWN_KEPT = 2
+"""The same where arrays are only counted."""
 SHOWN_FROZEN = 1
 CACHED = 8192
 
@@ -75,7 +77,7 @@ def update_parts(setting: Setting, optimizer: OptimizerName) -> Parts:
 
 def trained(setting: Setting) -> Trained:
     """How much learns, and what its optimizer remembers."""
-    parts = _over_blocks(setting, _NO_PASS, _trained_of)
+    parts = _over_blocks(setting, _NO_PASS, _trained_of, SHOWN_KEPT)
     return Trained(parts["parameters"], parts["state"])
 
 
@@ -120,24 +122,27 @@ def _parameters(setting: Setting) -> Parameters:
     return Parameters(setting.mode, setting.rank, setting.targets)
 
 
-def _over_blocks(setting: Setting, one: Pass, measure: Callable[[Setting, Pass], Parts]) -> Parts:
-    """What `measure` finds for all blocks, from graphs of some of each kind."""
+def _over_blocks(
+    setting: Setting, one: Pass, measure: Callable[[Setting, Pass], Parts], few: int | None = None
+) -> Parts:
+    """What `measure` finds for all blocks, from graphs of `few` of each kind and of twice as many."""
+    few = few or SHOWN_BLOCKS
     blocks = setting.anatomy.blocks
     frozen = len(blocks) - setting.trained_blocks
     kinds = [_Kind(_alike(block, one.width), number >= frozen) for number, block in enumerate(blocks)]
-    shown, more = _shown(kinds)
+    shown, more = _shown(kinds, few)
     first = _measured(_with(setting, shown), _of(one, shown), measure)
     found = dict(first)
     waiting = found.pop("waiting", 0)
     for kind, count in more.items():
-        longer = [*shown, *[kind] * SHOWN_BLOCKS]
+        longer = [*shown, *[kind] * few]
         with_more = dict(_measured(_with(setting, longer), _of(one, longer), measure))
         waiting = max(waiting, with_more.pop("waiting", 0))  # of the last primitives, however many there are
         added = {cause: max(0, size - first.get(cause, 0)) for cause, size in with_more.items()}
         grown = max(0, sum(with_more.values()) - sum(first.values()) + first.get("waiting", 0))
         share = grown / sum(added.values()) if any(added.values()) else 0.0
         for cause, size in added.items():
-            found[cause] = found.get(cause, 0) + round(size * share * count / SHOWN_BLOCKS)
+            found[cause] = found.get(cause, 0) + round(size * share * count / few)
     if waiting:
         found["workspace"] = found.get("workspace", 0) + waiting
     return found
@@ -151,13 +156,13 @@ def _alike(block: Block, width: int) -> Block:
     return replace(block, mixer=replace(mixer, window=None))
 
 
-def _shown(kinds: Sequence[_Kind]) -> tuple[list[_Kind], dict[_Kind, int]]:
+def _shown(kinds: Sequence[_Kind], few: int) -> tuple[list[_Kind], dict[_Kind, int]]:
     """The blocks of a graph in their order, and how many more of which kinds the model has."""
     counts: dict[_Kind, int] = {}
     shown: list[_Kind] = []
     for kind in kinds:
         counts[kind] = counts.get(kind, 0) + 1
-    left = {kind: _shown_of(kind, count) for kind, count in counts.items()}
+    left = {kind: _shown_of(kind, count, few) for kind, count in counts.items()}
     more = {kind: count - left[kind] for kind, count in counts.items() if kind.is_trained}
     for kind in kinds:
         if left[kind]:
@@ -166,10 +171,10 @@ def _shown(kinds: Sequence[_Kind]) -> tuple[list[_Kind], dict[_Kind, int]]:
     return shown, {kind: count for kind, count in more.items() if count}
 
 
-def _shown_of(kind: _Kind, count: int) -> int:
+def _shown_of(kind: _Kind, count: int, few: int) -> int:
     if not kind.is_trained:
         return min(count, SHOWN_FROZEN)
-    return count if count <= 2 * SHOWN_BLOCKS else SHOWN_BLOCKS
+    return count if count <= 2 * few else few
 
 
 def _with(setting: Setting, shown: Sequence[_Kind]) -> Setting:

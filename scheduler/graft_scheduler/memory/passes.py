@@ -10,7 +10,6 @@ from graft_scheduler.memory import operations as op
 from graft_scheduler.memory.arrays import Array, caused, vjp
 from graft_scheduler.memory.forward import FLOAT32, Parameters, forward_block, norm
 
-
 SHOWN_CHUNKS = 3
 """Chunks of the loss that a graph has."""
 
@@ -63,6 +62,9 @@ def _hidden(anatomy: Anatomy, own: Parameters, one: Pass) -> Array:
     own.scope = ""
     table = own.weight("embedding", (anatomy.vocabulary, anatomy.hidden))
     x = op.gather([table, op.ready(shape[:2], 4)], shape, own.mode.itemsize)
+    if anatomy.positions:
+        places = own.weight("positions", (anatomy.positions, anatomy.hidden))
+        x = op.add(x, op.gather([places, op.ready(shape[1:2], 4)], shape[1:], own.mode.itemsize))
     if anatomy.scales_embeddings:
         x = op.multiply(x, op.SCALAR)
     frozen = len(anatomy.blocks) - one.trained_blocks
