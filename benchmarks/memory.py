@@ -27,7 +27,7 @@ from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -216,7 +216,7 @@ def make_model(folder: Path, name: str, *, large: bool) -> Path:
     model = module.Model(module.ModelArgs.from_dict(config))
     parameters = dict(tree_flatten(model.parameters()))
     if large:
-        parameters = tree_map(lambda array: array.astype(mx.bfloat16), parameters)
+        parameters = {key: array.astype(mx.bfloat16) for key, array in parameters.items()}
     mx.save_safetensors(str(folder / "model.safetensors"), parameters)
     (folder / "config.json").write_text(json.dumps(config))
     save_tokenizer(folder)

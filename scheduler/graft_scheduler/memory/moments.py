@@ -94,7 +94,7 @@ def _loss_of(setting: Setting, one: Pass) -> Parts:
 
 
 def _update_of(setting: Setting, one: Pass) -> Parts:
-    outputs, owned = update(setting.optimizer, _kept_shapes(setting))
+    outputs, owned = update(setting.optimizer, _kept_shapes(setting), is_fused=setting.mode.is_fused)
     return peak_parts(outputs, setting.queue, owned)
 
 

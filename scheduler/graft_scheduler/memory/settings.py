@@ -10,12 +10,15 @@ from graft_scheduler.memory.resident import quantised_to
 from graft_scheduler.memory.shape import Backend, Shape, is_target
 
 MIB = 1 << 20
+WAITING_BYTES = 512 * MIB
+"""What a GPU may have waiting to be given back, beside what it computes with."""
 QUEUES: dict[Backend, Queue] = {
     # Every primitive is one step and its release another; ten steps are a task (backend/cpu/encoder.h).
     Backend.CPU: Queue(steps_per_task=10, steps_per_primitive=2, steps_per_view=1),
-    # Command buffers of 40 to 50 primitives or 40 to 50 MB (backend/metal/device.cpp); not measured here.
-    Backend.METAL: Queue(steps_per_task=50, most_bytes=500 * MIB),
-    Backend.CUDA: Queue(steps_per_task=20, most_bytes=1000 * MIB),
+    # A GPU lags behind by hundreds of primitives, and MLX would hold gigabytes for them; the engine sets
+    # MLX's limit so that it waits when more than this lies there. Not measured on Metal.
+    Backend.METAL: Queue(steps_per_task=50, most_bytes=WAITING_BYTES),
+    Backend.CUDA: Queue(steps_per_task=20, most_bytes=WAITING_BYTES),
 }
 METAL_ATTENTION_DIMS = frozenset({64, 80, 96, 128})
 """Head widths whose attention has a fused gradient on Metal since MLX 0.32.4; not measured here."""

@@ -14,17 +14,24 @@ NEWTON_SCHULZ_STEPS = 5
 BY_ELEMENT = frozenset({OptimizerName.ADAM, OptimizerName.ADAMW, OptimizerName.SGD, OptimizerName.LION})
 """They treat every number alike, so that adapters may lie end to end."""
 
+MOMENTS = {OptimizerName.ADAM: 2, OptimizerName.ADAMW: 2, OptimizerName.SGD: 1, OptimizerName.LION: 1}
+"""Arrays of the size of what is trained that they keep."""
+
 Made = tuple[list[Array], list[Array]]
 """New arrays, and the old ones that nobody needs afterwards."""
 
 
-def update(name: OptimizerName, shapes: Sequence[Shape]) -> Made:
-    """One step for arrays of these shapes: new parameters and new state; what they take over."""
+def update(name: OptimizerName, shapes: Sequence[Shape], *, is_fused: bool = False) -> Made:
+    """One step for arrays of these shapes: new parameters and new state; what they take over.
+
+    Fused, nothing lies between: rules that treat every number alike are one compiled kernel on a GPU.
+    """
     parameters: list[Array] = []
     state: list[Array] = []
     owned: list[Array] = []
     for shape in shapes:
-        (parameter, *kept), taken = RULES[name](shape)
+        fuses = is_fused and name in BY_ELEMENT
+        (parameter, *kept), taken = _as_one(name, shape) if fuses else RULES[name](shape)
         parameters.append(parameter)
         state += kept
         owned += taken
@@ -34,6 +41,12 @@ def update(name: OptimizerName, shapes: Sequence[Shape]) -> Made:
 def _inputs(shape: Shape) -> tuple[Array, Array]:
     """The mean gradient and the parameter."""
     return op.multiply(op.ready(shape, FLOAT32), op.SCALAR), op.ready(shape, FLOAT32)
+
+
+def _as_one(name: OptimizerName, shape: Shape) -> Made:
+    old = [op.owned(shape, FLOAT32) for _ in range(MOMENTS[name])]
+    inputs = [op.ready(shape, FLOAT32), op.ready(shape, FLOAT32), *old]
+    return [op.made_of(inputs, shape, FLOAT32), *(op.unary(moment) for moment in old)], old
 
 
 def _moment(old: Array, gradient: Array) -> Array:

@@ -83,6 +83,15 @@ def peak_bytes() -> int:
     return max(_Peak.highest, mx.get_peak_memory())
 
 
+def hold_to(peak_bytes: int) -> None:
+    """Let MLX wait for a GPU that lags behind rather than hold more than was planned.
+
+    On the CPU, whose queue is short, the plan counts what waits there; the limit stays the budget's.
+    """
+    if is_gpu():
+        mx.set_memory_limit(peak_bytes)
+
+
 def peak_of(work: Callable[[], object]) -> int:
     """The most that MLX's arrays take, in all, while `work` is done."""
     mx.clear_cache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from graft_worker.engine.dataset import Dataset, choose_batch_rows, load_dataset
 from graft_worker.engine.device import (
     budget_here,
     device_name,
+    hold_to,
     is_gpu,
     peak_bytes,
     peak_of,
@@ -96,6 +98,7 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
             reporter.log(f"{describe(fitted)}; it took {format_bytes(fitted.probed_bytes)}", "warning")
             fitted, task = again, _plan(spec, base, adapted, dataset, again, reporter)
             loop.task = task
+            hold_to(fitted.budget_bytes)
         reporter.log(describe(fitted), "warning" if fitted.is_tight else "info")
         facts = _facts(base, task, dataset, loss, fitted)
         if start.memory_limit is not None:
@@ -217,6 +220,8 @@ def _resume(start: Start, loop: Loop, checkpoints: CheckpointFolder) -> None:
 def _try(loop: Loop, loss: TokenLoss, fitted: Fitted, reporter: Reporter) -> Fitted:
     """Compute the dearest micro-batch and evaluation once, to see what they take; nothing is learned."""
     task = loop.task
+    if fitted.plan is not None:
+        hold_to(min(fitted.plan.estimate.peak_bytes, fitted.budget_bytes))
     longest = sorted(range(len(task.train_rows)), key=lambda row: task.train_rows[row].width)
     batches = task.cutter.cut(longest[-task.spec.batch_rows :])
     dearest = max(batches, key=lambda one: (one.height * one.width, one.width))
@@ -225,12 +230,19 @@ def _try(loop: Loop, loss: TokenLoss, fitted: Fitted, reporter: Reporter) -> Fit
     with _computing(task):
         gradient = GradientOfSum(task.adapted, loss.training, loop.layout)
         key = micro_batch_key(task.spec.seed, 0, 0)
-        in_training = peak_of(lambda: mx.eval(gradient(loop.kept, batch.arrays, key)))
+        compute = partial(_compute, gradient, loop, batch.arrays, key)
+        if is_gpu():
+            compute()  # the first time kernels are made, and nothing runs ahead
+        in_training = peak_of(compute)
     task.adapted.put(loop.parameters)
     reporter.check_stop()
     evaluator = Evaluator(task.adapted.model, loss.evaluation, task.valid_rows, task.cutter.budget)
     in_evaluation = peak_of(evaluator.dearest)
     return correct(fitted, in_training, in_evaluation, dearest.height, dearest.width, min(2, len(batches)))
+
+
+def _compute(gradient: GradientOfSum, loop: Loop, arrays: Arrays, key: mx.array) -> None:
+    mx.eval(gradient(loop.kept, arrays, key))
 
 
 @contextmanager
