@@ -155,13 +155,14 @@ def test_a_base_that_is_quantised_on_load_is_whole_module_by_module() -> None:
 
 
 def test_attention_scores_are_left_out_only_where_the_gradient_of_attention_is_fused() -> None:
+    long = {"max_length": 1024, "micro_batch_tokens": 2048}
     odd = make_model("bfloat16", head_dim=48)
     scores = {
-        "metal": estimate(HALF, Backend.METAL).parts["attention_scores"],
-        "cuda": estimate(HALF, Backend.CUDA).parts["attention_scores"],
-        "cuda, float32": estimate(TINY, Backend.CUDA).parts["attention_scores"],
-        "cpu": estimate(HALF, Backend.CPU).parts["attention_scores"],
-        "metal, an odd width": estimate(odd, Backend.METAL).parts["attention_scores"],
+        "metal": estimate(HALF, Backend.METAL, **long).parts["attention_scores"],
+        "cuda": estimate(HALF, Backend.CUDA, **long).parts["attention_scores"],
+        "cuda, float32": estimate(TINY, Backend.CUDA, **long).parts["attention_scores"],
+        "cpu": estimate(HALF, Backend.CPU, **long).parts["attention_scores"],
+        "metal, an odd width": estimate(odd, Backend.METAL, **long).parts["attention_scores"],
     }
 
     assert [name for name, size in scores.items() if size == 0] == ["metal", "cuda"]
@@ -289,7 +290,7 @@ def test_float32_adapters_of_a_16_bit_base_copy_what_they_read() -> None:
         for dtype in ("base", "float32")
     ]
 
-    assert activations[1] > 1.5 * activations[0]
+    assert activations[1] > 1.2 * activations[0]
 
 
 def test_rank_auto_is_trained_at_the_largest_rank() -> None:

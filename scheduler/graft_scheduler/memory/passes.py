@@ -125,10 +125,12 @@ def _logits(anatomy: Anatomy, own: Parameters, hidden: Array) -> Array:
 
 
 def _plain_loss(anatomy: Anatomy, own: Parameters, hidden: Array) -> Array:
+    """As `mlx.nn.losses.cross_entropy`, which takes each line's largest logit off first."""
     logits = _logits(anatomy, own, hidden)
     lines = (*logits.shape[:-1], 1)
-    picked = op.gather([logits, op.ready(lines, 4)], lines, FLOAT32)
-    return op.total(op.subtract(op.logsumexp(logits), picked))
+    shifted = op.subtract(logits, op.stop_gradient(op.total(logits, -1)))
+    picked = op.gather([shifted, op.ready(lines, 4)], lines, FLOAT32)
+    return op.total(op.subtract(op.logsumexp(shifted), picked))
 
 
 def _slice(array: Array, size: int) -> Array:

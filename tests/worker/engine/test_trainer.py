@@ -12,12 +12,12 @@ import mlx_lm
 import pytest
 
 import graft_worker
-from graft_scheduler import hub, submission
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hyperparameters import Batching, LossKernel, Method
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.messages import Log, RunnerMessage
-from graft_worker import MLXTrainer, TrainingConfig, TrainResult, trainer
+from graft_worker import MLXTrainer, TrainingConfig, TrainResult
+from graft_worker.engine import training
 from graft_worker.probe import Device, read_device
 from tests.worker.engine.tiny import write_rows
 
@@ -56,7 +56,7 @@ def give_memory(monkeypatch: pytest.MonkeyPatch, budget_bytes: int) -> None:
         here = read_device()
         return Device(here.device, here.kind, here.memory_bytes, budget_bytes, here.versions)
 
-    monkeypatch.setattr(trainer, "read_device", read)
+    monkeypatch.setattr(training, "read_device", read)
 
 
 def test_every_level_learns_the_same(
@@ -88,14 +88,14 @@ def test_a_result_has_the_figures_that_people_ask_for(settings: dict[str, Any]) 
 def test_the_defaults_are_those_of_a_job() -> None:
     job = make_config().job()
 
-    assert (job.method, job.batch_size, job.learning_rate) == (Method.LORA, 8, 1e-4)
+    assert (job.method, job.batch_size, job.learning_rate) == (Method.LORA, "auto", 1e-4)
     assert (job.steps, job.epochs, job.adapter.rank, job.adapter.alpha) == (None, None, "auto", None)
     assert (job.compute.batching, job.compute.loss, job.compute.compile) == (
         Batching.BUCKETED,
         LossKernel.CHUNKED,
         True,
     )
-    assert not job.gradient_checkpointing
+    assert (job.micro_batch_tokens, job.gradient_checkpointing) == (None, None)
 
 
 @pytest.mark.parametrize(("method", "rank"), [("lora", "auto"), ("qlora", "auto"), ("dora", 8), ("full", 8)])
@@ -128,7 +128,7 @@ def test_every_setting_reaches_the_job() -> None:
         ({"batchsize": 3}, "`batchsize` is not a setting; did you mean `batch_size`?"),
         ({"method": "lra"}, "`method` is 'lra'; it must be 'lora', 'qlora', 'dora' or 'full'"),
         ({"max_iters": 0}, "`max_iters` is 0; it must be at least 1"),
-        ({"batch_size": 0}, "`batch_size` is 0; it must be at least 1"),
+        ({"batch_size": 0}, "`batch_size` is 0; it must be at least 1, or 'auto'"),
         ({"learning_rate": 50}, "`learning_rate` is 50.0; it must be at most 10.0"),
         ({"learning_rate": float("nan")}, "`learning_rate` is nan: input should be a finite number"),
         ({"lora_rank": 0}, "`lora_rank` is 0; it must be at least 1, or 'auto'"),
@@ -189,24 +189,16 @@ def test_an_output_folder_that_is_not_empty_is_refused_unless_it_is_gone_on_from
     assert again.steps == 4
 
 
-def test_gradient_checkpointing_is_on_where_memory_asks_for_it(
+def test_too_little_memory_is_told_and_tried_with_the_smallest_cut(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give_memory(monkeypatch, 1 << 20)
-    trained: list[TrainJob] = []
 
-    def watch(job: TrainJob, output: Path, **options: Any) -> TrainResult:
-        trained.append(job)
-        return graft_worker.train(job, output, **options)
+    result, lines = train(settings, max_iters=1)
 
-    monkeypatch.setattr(trainer, "train", watch)
-
-    _, lines = train(settings)
-
-    assert trained[0].gradient_checkpointing
-    said = [line for line in lines if line.startswith("gradient checkpointing is on: without it about ")]
+    assert result.facts["cut"]["rows"] == 1
+    said = [line for line in lines if line.endswith("and only 1 MB are there; no cut is smaller")]
     assert len(said) == 1
-    assert "are needed, and 1 MB are there; with it still about" in said[0]
 
 
 @pytest.mark.parametrize(("level", "budget_bytes"), [(0, 1 << 20), (1, 1 << 20), (2, 1 << 40), (3, 1 << 40)])
@@ -215,30 +207,10 @@ def test_gradient_checkpointing_is_off_where_it_is_not_needed(
 ) -> None:
     give_memory(monkeypatch, budget_bytes)
 
-    _, lines = train(settings, optimization_level=level, max_iters=1)
+    result, lines = train(settings, optimization_level=level, max_iters=1)
 
-    assert not any("checkpointing" in line for line in lines)
-
-
-def test_without_the_hub_gradient_checkpointing_stays_off_and_that_is_said(
-    settings: dict[str, Any], base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_answer(repo_id: str, revision: str | None) -> hub.HubModel | None:
-        return None
-
-    monkeypatch.setattr(submission, "fetch_hub_config", no_answer)
-    monkeypatch.setattr("graft_worker.engine.loading.snapshot_download", lambda *_, **__: str(base))
-
-    _, lines = train(settings, model_name="somebody/model", max_iters=1)
-
-    assert "no gradient checkpointing: the hub does not tell how large somebody/model is" in lines
-
-
-def test_a_budget_that_is_enough_with_checkpointing_is_not_complained_of() -> None:
-    expected = "gradient checkpointing is on: without it about 3 GB are needed, and 2 GB are there"
-
-    assert trainer.describe(3 << 30, 1 << 30, 2 << 30) == expected
-    assert trainer.describe(3 << 30, None, 2 << 30) == expected
+    assert result.facts["cut"]["gradient_checkpointing"] is False
+    assert any("without gradient checkpointing" in line for line in lines)
 
 
 def test_a_tilde_means_the_home_of_whoever_trains(

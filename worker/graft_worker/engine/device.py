@@ -92,9 +92,15 @@ def hold_to(peak_bytes: int) -> None:
         mx.set_memory_limit(peak_bytes)
 
 
+def forget() -> None:
+    """Give back what nobody needs: Python, which does not see their size, may keep arrays in circles."""
+    gc.collect()
+    mx.clear_cache()
+
+
 def peak_of(work: Callable[[], object]) -> int:
     """The most that MLX's arrays take, in all, while `work` is done."""
-    mx.clear_cache()
+    forget()
     _Peak.reset()
     work()
     return mx.get_peak_memory()
@@ -124,8 +130,7 @@ def prepared(budget_bytes: int | None, wired_bytes: int | None = None) -> Iterat
             mx.enable_compile()
         for set_limit, before in limits:
             set_limit(before)
-        gc.collect()
-        mx.clear_cache()
+        forget()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

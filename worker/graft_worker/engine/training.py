@@ -27,6 +27,7 @@ from graft_worker.engine.dataset import Dataset, choose_batch_rows, load_dataset
 from graft_worker.engine.device import (
     budget_here,
     device_name,
+    forget,
     hold_to,
     is_gpu,
     peak_bytes,
@@ -294,6 +295,7 @@ def _run(loop: Loop, loss: TokenLoss, evaluator: Evaluator, reporter: Reporter) 
     steps_left = loop.task.order.steps - loop.state.step
     plan = CompilePlan(steps_left) if spec.compute.compile else None
     gradient = GradientOfSum(adapted, loss.training, loop.layout, plan)
+    forget()  # the gradient that was tried holds a copy of all that learns
     try:
         with _computing(loop.task):
             loop.run(gradient, evaluator)
