@@ -30,6 +30,8 @@ CACHE_SHARE = 10
 """MLX may keep one part in this many of a job's memory as freed buffers, which its peak leaves out."""
 MIN_CACHE_BYTES = 32 << 20
 MAX_CACHE_BYTES = 2 << 30
+MARGINS = {Backend.METAL: 0.05, Backend.CUDA: 0.05, Backend.CPU: 0.0}
+"""How much more is allowed for, of all but the weights: kernels of a GPU have workspaces of their own."""
 DOUBT_SHARE = 0.25
 """How much more is allowed for, of all but the weights, where a model is only partly understood."""
 SAMPLE_TOKENS = 63
@@ -84,7 +86,7 @@ def estimate_peak(
         ("update", _at_update(shape, setting, learns)),
         ("check", _at_check(shape, setting, learns)),
     ]
-    estimates = [_with_margins(model, parts, moment) for moment, parts in moments]
+    estimates = [_with_margins(shape, parts, moment) for moment, parts in moments]
     return max(estimates, key=_total)
 
 
@@ -95,7 +97,7 @@ def estimate_micro_batch(
     shape = Shape(model, job, backend)
     setting = setting_of(shape)
     parts = _at_gradient(shape, setting, trained(setting), Cut(rows, width, held_gradients))
-    return _with_margins(model, parts, "gradient").peak_bytes
+    return _with_margins(shape, parts, "gradient").peak_bytes
 
 
 def cache_of(peak_bytes: int) -> int:
@@ -112,10 +114,10 @@ def _total(estimate: MemoryEstimate) -> int:
     return estimate.total_bytes
 
 
-def _with_margins(model: BaseModel, parts: dict[str, int], moment: str) -> MemoryEstimate:
-    doubt = model.anatomy.doubt
-    if doubt is not None:
-        parts["workspace"] += round((sum(parts.values()) - parts["weights"]) * DOUBT_SHARE)
+def _with_margins(shape: Shape, parts: dict[str, int], moment: str) -> MemoryEstimate:
+    doubt = shape.model.anatomy.doubt
+    share = (DOUBT_SHARE if doubt is not None else 0.0) + MARGINS[shape.backend]
+    parts["workspace"] += round((sum(parts.values()) - parts["weights"]) * share)
     parts["cache"] = cache_of(sum(parts.values()))
     return MemoryEstimate(parts, moment, doubt)
 

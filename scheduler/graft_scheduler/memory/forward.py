@@ -33,6 +33,8 @@ class Mode:
     fused_attention_dims: frozenset[int] = frozenset()
     """Head widths whose attention has a fused gradient."""
     quantised: bool = False
+    dequantises: bool = False
+    """A product of many rows with a quantised matrix makes it whole first, as on CUDA."""
     learns_base: bool = False
     dropout: bool = False
     dora: bool = False
@@ -375,7 +377,11 @@ def mask_as(mask: Array, itemsize: int) -> Array:
 
 def _base_linear(name: str, x: Array, width: int, has_bias: bool, own: Parameters) -> Array:
     weight = own.weight(f"{name}.weight", (width, x.shape[-1]))
-    y = op.quantised_matmul(x, width) if own.mode.quantised else op.matmul(x, op.turned(weight))
+    y = (
+        op.quantised_matmul(x, width, is_whole=own.mode.dequantises)
+        if own.mode.quantised
+        else op.matmul(x, op.turned(weight))
+    )
     if not has_bias:
         return y
     bias = own.weight(f"{name}.bias", (width,))

@@ -112,7 +112,7 @@ def _loss(anatomy: Anatomy, own: Parameters, one: Pass, hidden: Array, *, learns
 
 def _raw_logits(anatomy: Anatomy, own: Parameters, hidden: Array) -> Array:
     if own.mode.quantised:
-        return op.quantised_matmul(hidden, anatomy.vocabulary)
+        return op.quantised_matmul(hidden, anatomy.vocabulary, is_whole=own.mode.dequantises)
     name = "embedding" if anatomy.is_tied else "lm_head.weight"
     return op.matmul(hidden, op.turned(own.weight(name, (anatomy.vocabulary, anatomy.hidden))))
 
