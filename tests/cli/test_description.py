@@ -27,7 +27,13 @@ RESULT = TrainResult(
 TRAINED = record(
     JobState.COMPLETED,
     spec=build_train_job(
-        {"model": "org/base", "data": "rows.jsonl", "labels": {"team": "search"}, "steps": 120}
+        {
+            "model": "org/base",
+            "data": "rows.jsonl",
+            "batch_size": 8,
+            "labels": {"team": "search"},
+            "steps": 120,
+        }
     ),
     result=RESULT,
     token=Token(2),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from graft_scheduler.memory import operations as op
 from graft_scheduler.memory.arrays import Array, siblings, vjp
-from graft_scheduler.memory.liveness import MAX_WIDTH, Memory, Queue, order
+from graft_scheduler.memory.liveness import MAX_WIDTH, Memory, Queue, order, peak_parts
 
 AT_ONCE = Queue(steps_per_task=1, tasks=0)
 """Every primitive is computed before the next is sent off."""
@@ -150,12 +150,15 @@ def test_a_task_of_more_steps_lags_longer() -> None:
     assert peak_mib(chain(given_array(), 40), queue=queue) > 6
 
 
-def test_a_task_that_reads_much_is_sent_off_early() -> None:
-    endless = Queue(steps_per_task=1000, tasks=1)
-    heavy = Queue(steps_per_task=1000, bytes_per_task=MIB // 2, tasks=1)
+def test_what_may_wait_is_bounded_where_large_arrays_are_sent_off_with_fewer_others() -> None:
+    lags = Queue(steps_per_task=1000, tasks=1)
+    bounded = Queue(steps_per_task=1000, tasks=1, most_bytes=3 * MIB)
+    outputs = [chain(given_array(), 20)]
 
-    assert peak_mib(chain(given_array(), 20), queue=endless) == 20
-    assert peak_mib(chain(given_array(), 20), queue=heavy) == 3
+    assert sum(peak_parts(outputs, lags).values()) == 20 * MIB
+    parts = peak_parts(outputs, bounded)
+    assert parts.pop("waiting") == 3 * MIB
+    assert sum(parts.values()) == 2 * MIB
 
 
 def test_no_lag_outlives_an_evaluation() -> None:

@@ -19,7 +19,7 @@ DIGEST = "sha256:" + "0" * 64
 def record(spec: TrainJob | CountJob) -> JobRecord:
     absent = dict.fromkeys(
         (
-            *("demands", "reserved_bytes", "started_at", "finished_at", "assignment"),
+            *("demands", "request", "reserved_bytes", "started_at", "finished_at", "assignment"),
             *("stop_requested", "progress", "resume", "result", "failure", "adapter", "log"),
             *("memory_limit", "above_bytes", "memory_text"),
         )

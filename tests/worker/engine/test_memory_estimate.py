@@ -10,7 +10,7 @@ import pytest
 
 from graft_scheduler.basemodels import read_base_model
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.memory import Backend, estimate_peak, tokens_at_once
+from graft_scheduler.memory import Backend, estimate_peak
 from graft_scheduler.messages import Start
 from graft_worker.engine.training import train
 from tests.worker.engine.tiny import RecordingLink, make_model, make_tokenizer, write_rows
@@ -64,7 +64,6 @@ def test_the_estimate_is_near_the_measured_peak(
     done = train(make_start(job), RecordingLink())
     measured = done.result.peak_memory_bytes if done.result else None
 
-    cut = job.model_copy(update={"micro_batch_tokens": tokens_at_once(1024, Backend.CPU)})
-    estimated = estimate_peak(read_base_model(small), cut, LONGEST, Backend.CPU).peak_bytes
+    estimated = estimate_peak(read_base_model(small), job, LONGEST, Backend.CPU).peak_bytes
     assert measured is not None
     assert 0.95 * measured < estimated < 1.1 * measured
