@@ -33,12 +33,19 @@ def job_of_options(
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data; default: 1.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of --epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step; default: 8.")] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Rows per step; default: auto, by the data and the method."),
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest row in tokens; default: 2048.")] = None,
     layers: Annotated[int | None, typer.Option(help="Adapt only the last N blocks.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random; default: 0.")] = None,
     grad_checkpoint: Annotated[
-        bool | None, typer.Option("--grad-checkpoint", help="Less memory for more time.")
+        bool | None,
+        typer.Option(
+            "--grad-checkpoint/--no-grad-checkpoint",
+            help="Less memory for more time; default: where a host has to.",
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
     priority: Annotated[int | None, typer.Option(help="0 (most urgent) to 9; default: 5.")] = None,
@@ -61,19 +68,19 @@ def job_of_options(
     Raises:
         InvalidInput: names the setting or the option, its value, and what would be right.
     """
-    from graft_cli.train_settings import build_job, parse_labels, parse_rank
+    from graft_cli.train_settings import build_job, parse_labels, parse_number_or_auto
 
     flags = {
         "model": model,
         "data": data,
         "method": method,
-        "adapter.rank": parse_rank(rank),
+        "adapter.rank": parse_number_or_auto(rank, "--rank"),
         "adapter.alpha": alpha,
         "adapter.layers": layers,
         "optimizer.learning_rate": learning_rate,
         "epochs": epochs,
         "steps": steps,
-        "batch_size": batch_size,
+        "batch_size": parse_number_or_auto(batch_size, "--batch-size"),
         "max_length": max_length,
         "seed": seed,
         "gradient_checkpointing": grad_checkpoint,

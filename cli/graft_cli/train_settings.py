@@ -93,7 +93,7 @@ def import_mlx_lm(path: Path, values: Mapping[str, Any], model: str | None) -> d
     return imported.settings
 
 
-def parse_rank(text: str | None) -> int | str | None:
+def parse_number_or_auto(text: str | None, option: str) -> int | str | None:
     """A number, or `auto`.
 
     Raises:
@@ -105,7 +105,7 @@ def parse_rank(text: str | None) -> int | str | None:
         return int(text)
     except ValueError:
         remedy = f"{text!r} must be a whole number, such as 8, or auto"
-        raise typer.BadParameter(remedy, param_hint="'--rank'") from None
+        raise typer.BadParameter(remedy, param_hint=f"'{option}'") from None
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
