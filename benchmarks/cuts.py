@@ -106,9 +106,8 @@ def try_cut(model: Path, data: Path, tokens: int, recomputes: bool) -> Tried:
     results = [run(spec, 1 << 40) for _ in range(2)]
     speed = max(result.tokens_per_second or 0.0 for result in results)
     found = Tried(tokens, recomputes, speed, max(result.peak_memory_bytes or 0 for result in results))
-    say(
-        f"{tokens} tokens{', checkpointing' if recomputes else ''}: {speed:.0f} tokens/s, {found.peak_bytes >> 20} MiB"
-    )
+    how = f"{tokens} tokens{', checkpointing' if recomputes else ''}"
+    say(f"{how}: {speed:.0f} tokens/s, {found.peak_bytes >> 20} MiB")
     return found
 
 

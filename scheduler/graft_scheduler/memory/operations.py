@@ -349,6 +349,11 @@ def made_of(
     return Array(shape, itemsize, tuple(inputs), Storage.NEW, backward, temporary_bytes)
 
 
+def reusing(inputs: Sequence[Array], shape: Shape, itemsize: int) -> Array:
+    """As `made_of`, in the memory of an input that nobody needs afterwards, where there is one."""
+    return Array(shape, itemsize, tuple(inputs), Storage.REUSE)
+
+
 def _passed(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
     count = len(given)
     return [given[place] if place < count else zeros_like(out.inputs[place]) for place in places]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from graft_scheduler.hyperparameters import OptimizerName
 from graft_scheduler.memory import operations as op
-from graft_scheduler.memory.arrays import Array, Shape
+from graft_scheduler.memory.arrays import Array, Shape, siblings
 
 FLOAT32 = 4
 NEWTON_SCHULZ_STEPS = 5
@@ -44,9 +44,11 @@ def _inputs(shape: Shape) -> tuple[Array, Array]:
 
 
 def _as_one(name: OptimizerName, shape: Shape) -> Made:
+    """One primitive: the moments take over the memory of the old ones."""
     old = [op.owned(shape, FLOAT32) for _ in range(MOMENTS[name])]
     inputs = [op.ready(shape, FLOAT32), op.ready(shape, FLOAT32), *old]
-    return [op.made_of(inputs, shape, FLOAT32), *(op.unary(moment) for moment in old)], old
+    made = [op.made_of(inputs, shape, FLOAT32), *(op.reusing(inputs, shape, FLOAT32) for _ in old)]
+    return list(siblings(*made)), old
 
 
 def _moment(old: Array, gradient: Array) -> Array:
