@@ -78,6 +78,9 @@ def measured(request: Request, result: TrainResult, chip: str, mlx: str) -> Meas
         return None
     peak, predicted = result.peak_memory_bytes or 0, result.predicted_peak_bytes or 0
     factor = peak / predicted if min(peak, predicted) >= LEAST_PEAK_BYTES else None
+    probed = result.facts.get("memory", {}).get("probe_factor")
+    if factor is not None and probed is not None:  # the peak was that of another cut, which was given up
+        factor = float(probed)
     speed = None
     if request.flops is not None and result.training_seconds >= LEAST_SECONDS and not result.stopped_early:
         speed = request.flops / result.training_seconds

@@ -147,10 +147,10 @@ def test_a_base_that_is_quantised_on_load_is_whole_module_by_module() -> None:
     wide = make_model("bfloat16", hidden_size=4096, vocab_size=32768)
     small = {"rank": 1, "layers": 1, "batch_size": 1, "max_length": 8, "micro_batch_tokens": 8}
 
-    found = estimate(wide, Backend.METAL, method="qlora", **small)
+    found = estimate(wide, Backend.CPU, method="qlora", **small)
 
     assert found.moment == "loading"
-    assert found.parts["workspace"] == (32768 * 4096 + 4096 * 704) * 2
+    assert found.parts["workspace"] == (32768 * 4096 + 4096 * 704) * 4
     assert found.parts["activations"] == 0
 
 

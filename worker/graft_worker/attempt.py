@@ -309,7 +309,10 @@ class Attempt:
     def _measured(self, result: TrainResult | None) -> Measured | None:
         """What the job teaches of ones like it; nothing if it was cut anew in the middle."""
         request, info = self._record.request, self._worker.info
-        if request is None or result is None or (self._watch is not None and self._watch.is_shrunk):
+        if request is None or result is None:
+            return None
+        is_replanned = "probe_factor" in result.facts.get("memory", {})
+        if self._watch is not None and self._watch.is_shrunk and not is_replanned:
             return None
         return measured(request, result, info.chip, info.versions.get("mlx", ""))
 

@@ -35,13 +35,15 @@ from graft_worker.engine.optimizers import GroupedOptimizer
 from graft_worker.engine.recompute import recomputed
 
 MOST_ABOVE = 1.05
-LEAST = 0.7
+LEAST = 0.6
 """Of what is expected. Less is in flight where a busy machine sends off as slowly as it computes: then
 more arrays are taken over by what reads them, and the peak is lower."""
-ROWS, LENGTH, HIDDEN, WIDTH = 2, 384, 512, 1280
-HEADS, GROUPS, HEAD_DIM, RANK = 8, 2, 64, 16
+ROWS, LENGTH, HIDDEN, WIDTH = 2, 192, 256, 640
+HEADS, GROUPS, HEAD_DIM, RANK = 8, 2, 32, 16
 VOCABULARY = 8192
 SHAPE = (ROWS, LENGTH, HIDDEN)
+LARGE = (16, 1024, HIDDEN)
+"""For what computes little: sending it off must take less time."""
 MODE = Mode(itemsize=4, branch=4, is_fused=False)
 
 Function = Callable[[Array], Array]
@@ -108,17 +110,17 @@ def drawn(module: nn.Module) -> nn.Module:
 def test_an_rms_norm() -> None:
     layer = drawn(nn.RMSNorm(HIDDEN))
 
-    expected = evaluated(gradient_of(lambda x: norm(x, Norm.RMS, "norm", frozen())))
+    expected = evaluated(gradient_of(lambda x: norm(x, Norm.RMS, "norm", frozen()), LARGE))
 
-    assert_near(measured(real_gradient_of(layer)), expected)
+    assert_near(measured(real_gradient_of(layer, LARGE)), expected)
 
 
 def test_a_layer_norm() -> None:
     layer = drawn(nn.LayerNorm(HIDDEN))
 
-    expected = evaluated(gradient_of(lambda x: norm(x, Norm.LAYER, "norm", frozen())))
+    expected = evaluated(gradient_of(lambda x: norm(x, Norm.LAYER, "norm", frozen()), LARGE))
 
-    assert_near(measured(real_gradient_of(layer)), expected)
+    assert_near(measured(real_gradient_of(layer, LARGE)), expected)
 
 
 @pytest.mark.parametrize("activation", [Activation.SWIGLU, Activation.GEGLU])
@@ -211,7 +213,7 @@ def test_blocks_with_adapters(
 # --- losses
 
 
-TOKENS = 2500
+TOKENS = 2100
 
 
 def head_of(weight: mx.array) -> Head:
@@ -271,7 +273,7 @@ def test_the_chunked_loss_of_an_evaluation() -> None:
 
 @pytest.mark.parametrize("name", list(OptimizerName))
 def test_an_update(name: OptimizerName) -> None:
-    shapes = [(1024, 1024), (1024, 1536)]
+    shapes = [(512, 512), (512, 768)]
     config = OptimizerConfig(name=name, momentum=0.9 if name is OptimizerName.SGD else None)
     parameters = {f"p{number}": mx.random.normal(shape) for number, shape in enumerate(shapes)}
     gradient = {path: mx.random.normal(one.shape) for path, one in parameters.items()}

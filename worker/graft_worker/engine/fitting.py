@@ -54,6 +54,13 @@ class Fitted:
         return 0 if self.probed is None else self.probed.measured_bytes
 
     @property
+    def probe_factor(self) -> float:
+        """Measured over estimated; 1 without a measurement."""
+        return (
+            1.0 if self.probed is None else self.probed.measured_bytes / max(1, self.probed.estimated_bytes)
+        )
+
+    @property
     def is_tight(self) -> bool:
         """Even the smallest cut is expected to take more than there is."""
         return self.plan is not None and self.plan.peak_bytes > self.budget_bytes

@@ -94,17 +94,21 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
     _resume(start, loop, checkpoints)
     sample = _sample(task.train_rows)
     with token_loss(adapted, loop.parameters, spec.compute.loss, sample) as loss:
-        fitted = _try(loop, loss, fitted, reporter)
-        if (again := refit(fitted)) is not None:
-            reporter.log(f"{describe(fitted)}; it took {format_bytes(fitted.probed_bytes)}", "warning")
-            fitted, task = again, _plan(spec, base, adapted, dataset, again, reporter)
-            loop.task = task
-            hold_to(fitted.budget_bytes)
-        reporter.log(describe(fitted), "warning" if fitted.is_tight else "info")
         facts = _facts(base, task, dataset, loss, fitted)
         if start.memory_limit is not None:
             facts["memory_limit"] = start.memory_limit.model_dump(mode="json")
-        _announce(loop, loss, facts, reporter)
+        _announce(loop, loss, facts, reporter)  # if the trial kills the runner, its cut is known
+        fitted = _try(loop, loss, fitted, reporter)
+        facts["memory"] = fitted.facts()
+        if (again := refit(fitted)) is not None:
+            reporter.log(f"{describe(fitted)}; it took {format_bytes(fitted.probed_bytes)}", "warning")
+            task = _plan(spec, base, adapted, dataset, again, reporter)
+            loop.task = task
+            hold_to(again.budget_bytes)
+            facts["memory"] = again.facts() | {"probe_factor": fitted.probe_factor}
+            fitted = again
+            reporter.shrunk(loop.state.step, task.cut)
+        reporter.log(describe(fitted), "warning" if fitted.is_tight else "info")
         evaluator = Evaluator(base.model, loss.evaluation, task.valid_rows, task.cutter.budget)
         stopped = _run(loop, loss, evaluator, reporter)
         saved = _choose(loop, checkpoints)
