@@ -97,6 +97,8 @@ def _refuse_mixed(values: Mapping[str, Any]) -> None:
 
 def _renamed(file: Section) -> Imported:
     settings = {KEYS[name].becomes: file[name] for name in RENAMED if file[name] is not None}
+    if not file["grad_checkpoint"]:  # mlx-lm's default, and no wish: the host may need it
+        del settings[KEYS["grad_checkpoint"].becomes]
     notes = []
     if file["mask_prompt"]:
         notes.append("`mask_prompt`: every answer of a chat is learned; mlx-lm learns the last one")

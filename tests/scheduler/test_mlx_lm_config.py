@@ -64,7 +64,7 @@ def test_without_any_key_it_is_the_run_of_mlx_lms_defaults() -> None:
     assert (optimizer.bias_correction, optimizer.max_grad_norm) == (False, None)
     assert (made.schedule.name, made.schedule.warmup_steps) == ("constant", 0)
     assert (made.evaluation.every, made.evaluation.rows, made.checkpoint.every) == (200, 100, 100)
-    assert (made.tracking.to, made.gradient_checkpointing) == ((), False)
+    assert (made.tracking.to, made.gradient_checkpointing) == ((), None)
 
 
 @pytest.mark.parametrize(
