@@ -31,8 +31,9 @@ from mlx.utils import tree_flatten
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from graft_scheduler.basemodels import read_base_model
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.memory import Backend
+from graft_scheduler.memory import Backend, estimate_peak
 from graft_scheduler.messages import Start
 from graft_scheduler.states import JobId, Token
 from graft_worker.engine.device import backend, device_name
@@ -193,13 +194,15 @@ def run(case: Case, model: Path) -> Outcome:
                 "compute": {"compile": False},
             }
         )
+        estimate = estimate_peak(read_base_model(model), job, case.length, backend())
+        budget = round(1.5 * estimate.total_bytes)  # enough, and not so much that nothing would be tried
         start = Start(
             job=JobId("memory"),
             token=Token(1),
             spec=job,
             work_dir=folder,
             deadline=1e12,
-            budget_bytes=1 << 40,
+            budget_bytes=budget,
         )
         result = train(start, LocalLink(lambda message: None)).result
     assert result is not None

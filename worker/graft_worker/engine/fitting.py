@@ -17,6 +17,9 @@ from graft_worker.engine.rows import TokenRow
 
 UNKNOWN_TOKENS = 2048
 """Computed at once where a model's files do not tell what it is."""
+AMPLE_SHARE = 0.25
+"""A job that is expected to take no more of its budget is not tried first; it would take seconds from
+small jobs, and no estimate of a known model is wrong by that much."""
 CLOSE = 1.02
 """A measured peak within this factor of the budget's is taken to fit: it is measured, not guessed."""
 
@@ -59,6 +62,11 @@ class Fitted:
         return (
             1.0 if self.probed is None else self.probed.measured_bytes / max(1, self.probed.estimated_bytes)
         )
+
+    @property
+    def is_ample(self) -> bool:
+        """There is several times what is expected: nothing needs to be tried."""
+        return self.plan is not None and self.plan.peak_bytes <= self.budget_bytes * AMPLE_SHARE
 
     @property
     def is_tight(self) -> bool:

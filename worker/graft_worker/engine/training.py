@@ -98,8 +98,11 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
         if start.memory_limit is not None:
             facts["memory_limit"] = start.memory_limit.model_dump(mode="json")
         _announce(loop, loss, facts, reporter)  # if the trial kills the runner, its cut is known
-        fitted = _try(loop, loss, fitted, reporter)
-        facts["memory"] = fitted.facts()
+        if fitted.plan is not None:
+            hold_to(min(fitted.plan.estimate.peak_bytes, fitted.budget_bytes))
+        if not fitted.is_ample:
+            fitted = _try(loop, loss, fitted, reporter)
+            facts["memory"] = fitted.facts()
         if (again := refit(fitted)) is not None:
             reporter.log(f"{describe(fitted)}; it took {format_bytes(fitted.probed_bytes)}", "warning")
             task = _plan(spec, base, adapted, dataset, again, reporter)
@@ -225,8 +228,6 @@ def _resume(start: Start, loop: Loop, checkpoints: CheckpointFolder) -> None:
 def _try(loop: Loop, loss: TokenLoss, fitted: Fitted, reporter: Reporter) -> Fitted:
     """Compute the dearest micro-batch and evaluation once, to see what they take; nothing is learned."""
     task = loop.task
-    if fitted.plan is not None:
-        hold_to(min(fitted.plan.estimate.peak_bytes, fitted.budget_bytes))
     longest = sorted(range(len(task.train_rows)), key=lambda row: task.train_rows[row].width)
     batches = task.cutter.cut(longest[-task.spec.batch_rows :])
     dearest = max(batches, key=lambda one: (one.height * one.width, one.width))
