@@ -86,9 +86,7 @@ def fastest_cut(question: Question, budget_bytes: int | None = None) -> CutPlan 
 
 def smallest_cut(question: Question) -> CutPlan:
     """The cut with the lowest peak: a row at a time, with gradient checkpointing where that is left to us."""
-    tokens = _token_options(question)[0]
-    plans = [_plan(question, StepCut(tokens, recomputes)) for recomputes in _recompute_options(question)]
-    return min(plans, key=lambda plan: plan.peak_bytes)
+    return _plan(question, StepCut(_token_options(question)[0], _recompute_options(question)[-1]))
 
 
 def _recompute_options(question: Question) -> Sequence[bool]:

@@ -75,17 +75,16 @@ def estimate_peak(
     longest = max(1, min(longest_tokens or job.max_length, job.max_length) - 1)
     setting = setting_of(shape)
     learns = trained(setting)
-    moments = [
-        ("gradient", _at_gradient(shape, setting, learns, cut)) for cut in largest_cuts(shape, longest)
-    ]
+    trained_at_once = largest_cuts(shape, longest)
+    moments = [("gradient", _at_gradient(shape, setting, learns, cut)) for cut in trained_at_once]
     moments += [
-        ("evaluation", _at_evaluation(shape, setting, learns, cut)) for cut in _evaluated(shape, longest)
+        ("evaluation", _at_evaluation(shape, setting, learns, cut))
+        for cut in _evaluated(shape, longest)
+        if not any(_covers(one, cut) for one in trained_at_once)
     ]
-    moments += [
-        ("loading", _at_loading(shape)),
-        ("update", _at_update(shape, setting, learns)),
-        ("check", _at_check(shape, setting, learns)),
-    ]
+    moments += [("loading", _at_loading(shape)), ("update", _at_update(shape, setting, learns))]
+    if shape.is_full:  # two gradients of all that learns lie there; of adapters they are small
+        moments.append(("check", _at_check(shape, setting, learns)))
     estimates = [_with_margins(shape, parts, moment) for moment, parts in moments]
     return max(estimates, key=_total)
 
@@ -189,6 +188,11 @@ def _evaluated(shape: Shape, longest: int) -> list[Cut]:
     asked = shape.job.evaluation.rows
     # More rows than fit: where the longest leave room, as many shorter ones may fill the budget.
     return cut_to(shape, width, budget // width + 1 if asked is None else max(1, asked), budget)
+
+
+def _covers(trained_at_once: Cut, evaluated: Cut) -> bool:
+    """Whether a gradient of the one takes more than the loss of the other: it computes that first."""
+    return trained_at_once.tokens >= evaluated.tokens and trained_at_once.width >= evaluated.width
 
 
 def _resident(shape: Shape, learns: Trained) -> dict[str, int]:
