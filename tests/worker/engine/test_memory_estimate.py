@@ -66,4 +66,4 @@ def test_the_estimate_is_near_the_measured_peak(
 
     estimated = estimate_peak(read_base_model(small), job, LONGEST, Backend.CPU).peak_bytes
     assert measured is not None
-    assert 0.95 * measured < estimated < 1.1 * measured
+    assert 0.9 * measured < estimated < 1.1 * measured
