@@ -213,7 +213,7 @@ JOBS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.fixed_dictionaries(JOBS), HOSTS)
 def test_no_answer_but_never_is_given_above_the_budget(values: dict[str, Any], facts: dict[str, Any]) -> None:
     share, held = facts.pop("free_share"), facts.pop("held")

@@ -55,7 +55,7 @@ JOBS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.fixed_dictionaries(JOBS), st.sampled_from(list(Backend)), st.integers(1, 24))
 def test_every_remedy_fits_as_typed(values: dict[str, Any], backend: Backend, gib: int) -> None:
     asked = question(backend=backend, **values)
