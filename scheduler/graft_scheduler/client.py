@@ -109,14 +109,10 @@ class Client(Reader):
         resolved = submission.resolve(job)
         store_id = self._store().id
         with self._reached():
-            devices = {
-                host.info.id: host.info.device for host in fleet.read_hosts(self._redis, self._alive_seconds)
-            }
             rooms = fleet.read_rooms(self._redis, self._alive_seconds)
             lessons = read_lessons(self._redis)
             waiting: Any = self._redis.zcard(keys.QUEUE)
-        rooms = [room for room in rooms if room.id in devices]
-        views = host_views(resolved, store_id, rooms, devices, lessons)
+        views = host_views(resolved, store_id, rooms, lessons)
         return make_plan(resolved, views, waiting=waiting)
 
     def cancel(self, job_id: str) -> JobRecord:

@@ -17,6 +17,7 @@ from graft_scheduler.remedies import Remedy, remedies
 from graft_scheduler.states import HostId, JobId
 from graft_scheduler.submission import Resolved
 from graft_scheduler.time_estimate import TimeEstimate, estimate_time, flops
+from graft_scheduler.waiting import about
 
 
 class Fit(StrEnum):
@@ -203,11 +204,4 @@ def _when(holders: Sequence[Holder], verb: str, seconds: float | None) -> str:
     """`when a1b2c3d4 ends, in about 12 min`."""
     names = " and ".join(one.job for one in holders)
     ends = f"{verb}s" if len(holders) == 1 else verb
-    return f"when {names} {ends}" + ("" if seconds is None else f", in about {_about(seconds)}")
-
-
-def _about(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(1.0, seconds):.0f} s"
+    return f"when {names} {ends}" + ("" if seconds is None else f", in about {about(max(1.0, seconds))}")

@@ -37,6 +37,11 @@ class LessonKey(NamedTuple):
         """Its name in the hash of lessons."""
         return "|".join(self)
 
+    @classmethod
+    def of(cls, request: Request, chip: str, mlx: str) -> LessonKey:
+        """For such jobs on such hosts."""
+        return cls(request.family, request.method, chip, mlx)
+
 
 class Lesson(BaseModel):
     """Measured against predicted."""
@@ -72,6 +77,11 @@ def factor_of(lesson: Lesson | None) -> float:
     return 1.0 if lesson is None else max(LEAST_FACTOR, lesson.memory_factor)
 
 
+def demand_factor(request: Request, lesson: Lesson | None) -> float:
+    """What the request's demand is multiplied by: a size that a person named stays as it is."""
+    return 1.0 if request.is_named else factor_of(lesson)
+
+
 def measured(request: Request, result: TrainResult, chip: str, mlx: str) -> Measured | None:
     """What a job that asked for `request` teaches by its `result`, on a chip with a version of MLX."""
     if not request.family or not chip:
@@ -86,7 +96,7 @@ def measured(request: Request, result: TrainResult, chip: str, mlx: str) -> Meas
         speed = request.flops / result.training_seconds
     if factor is None and speed is None:
         return None
-    return Measured(LessonKey(request.family, request.method, chip, mlx), factor, speed)
+    return Measured(LessonKey.of(request, chip, mlx), factor, speed)
 
 
 def read_lessons(redis: Redis) -> dict[LessonKey, Lesson]:
@@ -94,9 +104,25 @@ def read_lessons(redis: Redis) -> dict[LessonKey, Lesson]:
     found: Any = redis.hgetall(keys.LESSONS)
     lessons = {}
     for name, text in found.items():
-        parts = name.split("|")
         try:
-            lessons[LessonKey(*parts)] = Lesson.model_validate_json(text)
-        except (ValidationError, TypeError) as error:
+            key = LessonKey(*name.split("|"))
+        except TypeError as error:
             logger.warning("the lesson %s is left out, it cannot be understood: %s", name, error)
+            continue
+        if (lesson := _parse(name, text)) is not None:
+            lessons[key] = lesson
     return lessons
+
+
+def read_lesson(redis: Redis, key: LessonKey) -> Lesson | None:
+    """One lesson; none where nothing was learned or it cannot be understood."""
+    text: Any = redis.hget(keys.LESSONS, key.field)
+    return None if text is None else _parse(key.field, text)
+
+
+def _parse(name: str, text: str) -> Lesson | None:
+    try:
+        return Lesson.model_validate_json(text)
+    except ValidationError as error:
+        logger.warning("the lesson %s is left out, it cannot be understood: %s", name, error)
+        return None

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from graft_scheduler.demand import Demand, Request
 from graft_scheduler.host_verdicts import Holder, HostView
 from graft_scheduler.lessons import LessonKey, Lessons, factor_of
 from graft_scheduler.memory import Backend
 from graft_scheduler.rooms import HostRoom, PendingJob
-from graft_scheduler.states import HostId, JobId
+from graft_scheduler.states import JobId
 from graft_scheduler.submission import Resolved
 from graft_scheduler.waiting import explain_wait
 
 PLANNED = JobId("planned")
 """Stands for the job that nobody has submitted yet."""
-FREE = "free"
-"""Begins the reason of a host that would take the job."""
 
 
 def host_views(
-    resolved: Resolved,
-    store_id: str,
-    rooms: Sequence[HostRoom],
-    devices: Mapping[HostId, str],
-    lessons: Lessons,
+    resolved: Resolved, store_id: str, rooms: Sequence[HostRoom], lessons: Lessons
 ) -> list[HostView]:
-    """The hosts as they answer to this job; `devices` are their names for people, by host id."""
-    return [_view(resolved, store_id, room, devices[room.id], lessons) for room in rooms]
+    """The hosts as they answer to this job."""
+    request = Request(
+        demands={one.value: Demand.of(0) for one in Backend},
+        store_id=store_id,
+        needs_remote_code=resolved.spec.model.trust_remote_code,
+        family="" if resolved.base is None else resolved.base.model_type,
+        method=resolved.spec.method.value,
+    )
+    return [_view(request, room, lessons) for room in rooms]
 
 
-def _view(resolved: Resolved, store_id: str, room: HostRoom, device: str, lessons: Lessons) -> HostView:
-    refusal, for_good = _refusal(resolved, store_id, room)
-    family = "" if resolved.base is None else resolved.base.model_type
-    lesson = lessons.get(LessonKey(family, resolved.spec.method.value, room.chip, room.mlx))
+def _view(request: Request, room: HostRoom, lessons: Lessons) -> HostView:
+    """As it answers to a job that asks for this and is of no size."""
+    refusal, for_good = _refusal(request, room)
+    lesson = lessons.get(LessonKey.of(request, room.chip, room.mlx))
     return HostView(
         id=room.id,
         name=room.name,
         backend=Backend(room.backend),
-        device=device,
+        device=room.device,
         largest_bytes=room.largest_bytes,
         free_bytes=room.free_bytes,
         slots=room.slots,
@@ -51,14 +52,9 @@ def _view(resolved: Resolved, store_id: str, room: HostRoom, device: str, lesson
     )
 
 
-def _refusal(resolved: Resolved, store_id: str, room: HostRoom) -> tuple[str | None, bool]:
-    """Why placement gives the host no such job, were it of no size; and whether that is for good."""
-    request = Request(
-        demands={room.backend: Demand.of(0)},
-        store_id=store_id,
-        needs_remote_code=resolved.spec.model.trust_remote_code,
-    )
+def _refusal(request: Request, room: HostRoom) -> tuple[str | None, bool]:
+    """Why placement gives the host no such job; and whether that is for good."""
     (reason,) = explain_wait(PendingJob(PLANNED, request), [room])
-    if reason.is_full or (reason.fits_ever and reason.reason.startswith(FREE)):
+    if reason.is_full or reason.is_free:
         return None, False
     return reason.reason, not reason.fits_ever

@@ -267,6 +267,11 @@ class HostInfo(Value):
     """What other processes leave to jobs now, those that run included; never above the budget.
     Absent where that cannot be read."""
 
+    @property
+    def mlx(self) -> str:
+        """MLX's version; empty where it is not known."""
+        return self.versions.get("mlx", "")
+
 
 @dataclass(frozen=True, slots=True)
 class Commitment:

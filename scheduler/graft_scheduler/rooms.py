@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from graft_scheduler.demand import Request
-from graft_scheduler.lessons import LessonKey, Lessons, factor_of
+from graft_scheduler.lessons import LessonKey, Lessons, demand_factor
 from graft_scheduler.states import HostId, JobId
 
 WHOLE_SHARE = 0.75
@@ -69,6 +69,8 @@ class HostRoom:
     rest_seconds: float = 0.0
     """It took none of its last placements, and is left alone for so long."""
     chip: str = ""
+    device: str = ""
+    """The chip with the kind of device, for people to read."""
     mlx: str = ""
     cached: frozenset[str] = frozenset()
     """Bases that are on its disk."""
@@ -146,14 +148,12 @@ def need_on(request: Request, host: HostRoom, lessons: Lessons) -> Need:
 
 def memory_factor(request: Request, host: HostRoom, lessons: Lessons) -> float:
     """By which estimates for such jobs on such hosts were wrong."""
-    if request.is_named:
-        return 1.0
-    return factor_of(lessons.get(LessonKey(request.family, request.method, host.chip, host.mlx)))
+    return demand_factor(request, lessons.get(LessonKey.of(request, host.chip, host.mlx)))
 
 
 def train_seconds(request: Request, host: HostRoom, lessons: Lessons) -> float | None:
     """How long the training will take there, where that can be told."""
-    lesson = lessons.get(LessonKey(request.family, request.method, host.chip, host.mlx))
+    lesson = lessons.get(LessonKey.of(request, host.chip, host.mlx))
     if request.flops is None or lesson is None or lesson.flops_per_second is None:
         return None
     return request.flops / lesson.flops_per_second

@@ -210,10 +210,10 @@ def test_a_redis_that_hangs_for_three_leases_restarts_no_job_and_stalls_none(fle
 
 
 def test_records_that_nobody_can_read_stop_neither_queue_nor_listing(fleet: Fleet) -> None:
-    client, _ = start(fleet, "one")
+    client, (worker,) = start(fleet, "one")
     with connect(fleet.redis.url) as redis:
         transitions = Transitions(redis)
-        client.set_draining("one", True)
+        worker.signal(signal.SIGSTOP)  # lest it reads a record before it is spoiled
         store_id = open_store(client.settings.store_url).id
         for number, name in enumerate(("badsize", "badspec"), start=1):
             request = Request(demands={"cpu": Demand.of(number)}, store_id=store_id)
@@ -221,7 +221,7 @@ def test_records_that_nobody_can_read_stop_neither_queue_nor_listing(fleet: Flee
         redis.hset(keys.job(JobId("badspec")), "spec", '{"kind": "count", "version": 2}')
         group = str(redis.hget(keys.job(JobId("badsize")), "grouped")).partition(":")[0]
         redis.hset(keys.GROUP_REQUESTS, group, '["{}", "", "", "", ""]')
-        client.set_draining("one", False)
+        worker.signal(signal.SIGCONT)
 
         assert client.submit(CountJob(steps=1)).wait(30).state is JobState.COMPLETED
         eventually(lambda: redis.hget(keys.job(JobId("badspec")), "state") == "failed")

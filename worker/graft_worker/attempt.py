@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import signal
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from redis.exceptions import RedisError
 from graft_scheduler import fleet
 from graft_scheduler.errors import Fenced, GraftError, StoreError, Unreachable
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.lessons import LessonKey, Measured, factor_of, measured, read_lessons
+from graft_scheduler.lessons import LessonKey, Measured, demand_factor, measured, read_lesson
 from graft_scheduler.memory import Backend
 from graft_scheduler.messages import Checkpoint, Done, Failed, Shrink, Start, TrainResult
 from graft_scheduler.records import (
@@ -35,6 +34,7 @@ from graft_scheduler.settings import Settings
 from graft_scheduler.states import Digest, FailureClass, JobState, StopReason
 from graft_scheduler.store import Store
 from graft_scheduler.transitions import MISSED_BEATS, Ending, Transitions, ending_after, ending_out_of_memory
+from graft_worker.exits import cause_of_death
 from graft_worker.host import HostFolder
 from graft_worker.lease import LeaseKeeper
 from graft_worker.memory_judge import Budget
@@ -50,10 +50,6 @@ RETRY_SECONDS = 1.0
 """Between two tries to write an outcome while Redis is away."""
 LEAVE_SECONDS = 5.0
 """How long a worker that was told to stop waits for a Redis that is away."""
-KILLED_FOR_MEMORY = {signal.SIGKILL, signal.SIGABRT}
-"""How a process ends for lack of memory when nobody says so (facts of MLX on Metal and of the system)."""
-CRASHED_FOR_MEMORY = {signal.SIGSEGV, signal.SIGBUS}
-"""How it may end where an allocation fails that nobody checks, as on MLX's CPU build; mostly it is a bug."""
 MEMORY_FILE = "memory.json"
 """The runner's memory over its life, in the attempt's folder."""
 
@@ -197,11 +193,11 @@ class Attempt:
     def _memory_factor(self) -> float:
         """By how much the estimate for such jobs was wrong on such hosts."""
         request, info = self._record.request, self._worker.info
-        if request is None or request.is_named:
+        if request is None:
             return 1.0
-        key = LessonKey(request.family, request.method, info.chip, info.versions.get("mlx", ""))
         try:
-            return factor_of(read_lessons(self._worker.quick.redis).get(key))
+            key = LessonKey.of(request, info.chip, info.mlx)
+            return demand_factor(request, read_lesson(self._worker.quick.redis, key))
         except RedisError as error:
             logger.warning("job %s: the lessons cannot be read: %s", self._record.id, error)
             return 1.0
@@ -287,7 +283,7 @@ class Attempt:
                 text = "the runner left at its deadline: this worker had stood still"
                 return self._failed(FailureClass.HOST, text)
             case _:
-                failure, text = _cause_of_death(exit_code, self._watch)
+                failure, text = cause_of_death(exit_code, self._watch)
                 return self._failed(failure, text, blames_host=failure is FailureClass.INTERNAL)
 
     def _hand_over(self, done: Done) -> Ending:
@@ -314,7 +310,7 @@ class Attempt:
         is_replanned = "probe_factor" in result.facts.get("memory", {})
         if self._watch is not None and self._watch.is_shrunk and not is_replanned:
             return None
-        return measured(request, result, info.chip, info.versions.get("mlx", ""))
+        return measured(request, result, info.chip, info.mlx)
 
     def _stopped(self, reason: StopReason) -> Ending:
         if reason is StopReason.SHRINK:
@@ -328,17 +324,14 @@ class Attempt:
     def _failed(self, failure: FailureClass, text: str, *, blames_host: bool = False) -> Ending:
         if failure is FailureClass.MEMORY:
             return self._out_of_memory(text)
-        self._note_failure(f"failed ({failure}): {text}")
-        why = Failure(failure=failure, text=text, host_name=self._worker.info.name, token=self._record.token)
+        why = self._failure(failure, text)
         return ending_after(why, self._record, self._store_log(), blames_host=blames_host)
 
     def _out_of_memory(self, text: str) -> Ending:
         """Less at once the next time; after the third time on a larger host, if there is one."""
-        info, cut = self._worker.info, self._watch.cut if self._watch else None
-        recovery, text = decide(info, self._record, cut, text, self._hosts)
-        failure = FailureClass.MEMORY
-        self._note_failure(f"failed ({failure}): {text}")
-        why = Failure(failure=failure, text=text, host_name=info.name, token=self._record.token)
+        cut = self._watch.cut if self._watch else None
+        recovery, text = decide(self._worker.info, self._record, cut, text, self._hosts)
+        why = self._failure(FailureClass.MEMORY, text)
         return ending_out_of_memory(why, recovery, self._store_log())
 
     def _hosts(self) -> list[HostRoom] | None:
@@ -364,11 +357,14 @@ class Attempt:
             limit = keep(self._record.memory_limit, watch.cut)
         return replace(ending, memory=samples, memory_limit=limit)
 
-    def _note_failure(self, text: str) -> None:
+    def _failure(self, failure: FailureClass, text: str) -> Failure:
+        """The failure, which is in the job's log too."""
+        line = f"failed ({failure}): {text}"
         try:
-            self._relay.log(text)
+            self._relay.log(line)
         except OSError as error:
-            logger.warning("job %s: %s; and its log cannot be written: %s", self._record.id, text, error)
+            logger.warning("job %s: %s; and its log cannot be written: %s", self._record.id, line, error)
+        return Failure(failure=failure, text=text, host_name=self._worker.info.name, token=self._record.token)
 
     def _store_log(self) -> Digest | None:
         """The job's whole log: what earlier attempts left, and this one's."""
@@ -378,19 +374,6 @@ class Attempt:
         except (GraftError, OSError) as error:
             logger.warning("job %s: the log stays in %s: %s", self._record.id, self._log_path, error)
             return self._record.log
-
-
-def _cause_of_death(exit_code: int, watch: MemoryWatch | None) -> tuple[FailureClass, str]:
-    if exit_code >= 0:
-        text = f"the runner left without a word (exit code {exit_code}); see the log"
-        return FailureClass.INTERNAL, text
-    name = signal.Signals(-exit_code).name
-    if -exit_code in KILLED_FOR_MEMORY:
-        return FailureClass.MEMORY, f"the runner was killed ({name}), most likely for lack of memory"
-    why = watch.explain_crash() if watch and -exit_code in CRASHED_FOR_MEMORY else None
-    if why is not None:
-        return FailureClass.MEMORY, f"the runner crashed ({name}), most likely for lack of memory: {why}"
-    return FailureClass.INTERNAL, f"the runner crashed ({name})"
 
 
 def _remove(path: Path) -> None:

@@ -138,7 +138,7 @@ def refit(fitted: Fitted) -> Fitted | None:
         return None
     if probed.corrected_bytes <= fitted.budget_bytes * CLOSE:
         return None
-    factor = question.factor * max(probed.measured_bytes / max(1, probed.estimated_bytes), 1.0)
+    factor = question.factor * max(fitted.probe_factor, 1.0)
     again = _answer(replace(question, factor=factor), fitted.budget_bytes)
     return None if again.cut == fitted.cut else again
 
