@@ -104,6 +104,17 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def row_reader(path: Path) -> Callable[[int], Row]:
+    """The rows of a file that `check` accepted, by their place; each is parsed when it is asked for."""
+    lines = list(_lines(path))
+
+    def read(place: int) -> Row:
+        number, raw = lines[place]
+        return Row(number, _parse(raw))
+
+    return read
+
+
 def check(path: Path, data_format: DataFormat | None = None) -> DatasetSummary:
     """Look at every row of the data set at `path`; its format is detected when absent.
 

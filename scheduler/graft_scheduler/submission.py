@@ -8,6 +8,7 @@ from pathlib import Path
 
 from graft_scheduler import datasets
 from graft_scheduler.basemodels import BaseModel, local_folder, read_base_model
+from graft_scheduler.datasets import DatasetSummary
 from graft_scheduler.demand import Demand, Request, coarse_demands
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hub import fetch_hub_config
@@ -18,7 +19,7 @@ from graft_scheduler.memory import Backend
 from graft_scheduler.planning import Question, fastest_cut, smallest_cut
 from graft_scheduler.store import Store
 from graft_scheduler.time_estimate import flops
-from graft_scheduler.token_counts import SAMPLED, TEMPLATE_TOKENS, count_tokens
+from graft_scheduler.token_counts import TEMPLATE_TOKENS, TokenCounts, count_tokens
 
 DORA_BITS = (2, 4, 8)
 """Quantised bases whose DoRA adapters stock mlx-lm can load: it takes 32 to be a multiple of the bits."""
@@ -197,13 +198,13 @@ class _Rows:
     valid_rows: int
     longest_bytes: int
     """Also of those that validate."""
-    counted: Sequence[int] | None
-    """Tokens of the longest rows and of a sample, where they could be counted."""
+    counted: TokenCounts | None
+    """The longest rows are those of all files; the sample is of the rows that train."""
 
     def most(self, max_length: int) -> Lengths:
         """None shorter than it will be."""
         if self.counted is not None:
-            return self._known(self.counted, max_length)
+            return self._known(self.counted.longest + self.counted.sample, max_length)
         sizes = [*self.file_bytes, self.longest_bytes]
         tokens = sorted(min(size + TEMPLATE_TOKENS, max_length) for size in sizes)
         return Lengths(tuple(tokens), self.train_rows)
@@ -211,7 +212,7 @@ class _Rows:
     def likely(self, max_length: int) -> Lengths:
         """As they probably are."""
         if self.counted is not None:
-            return self._known(self.counted[-SAMPLED:], max_length)
+            return self._known(self.counted.sample, max_length)
         tokens = (max(1, size // BYTES_PER_TOKEN) for size in self.file_bytes)
         return replace(of_rows(tokens, max_length, is_counted=False), rows=self.train_rows)
 
@@ -228,25 +229,21 @@ def _locate_data(job: TrainJob) -> tuple[DataRef, _Rows]:
     if not valid:
         places, held_out = datasets.split(range(train), job.data.valid_fraction, job.seed)
         train, valid = len(places), len(held_out)
-    counted = _count(job, path, summary.train_bytes, summary.valid_bytes)
+    counted = _count(job, path, summary)
     return located, _Rows(summary.train_bytes, train, valid, summary.longest_bytes, counted)
 
 
-def _count(job: TrainJob, path: Path, *sizes: Sequence[int]) -> list[int] | None:
-    """Tokens of the longest rows of all files and of a sample, where the tokenizer is at hand."""
+def _count(job: TrainJob, path: Path, summary: DatasetSummary) -> TokenCounts | None:
+    """How long rows are in tokens, where the tokenizer is at hand."""
     folder = local_folder(job.model.source)
-    if folder is None or sum(map(sum, sizes)) > MOST_COUNTED_BYTES:
+    if folder is None or sum(summary.train_bytes) + sum(summary.valid_bytes) > MOST_COUNTED_BYTES:
         return None
     files = datasets.find_files(path)
-    found: list[int] = []
-    for file, of_file in zip((files.valid, files.train), reversed(sizes), strict=True):
-        if file is None:
-            continue
-        counted = count_tokens(datasets.read_rows(file), of_file, folder, job.seed)
-        if counted is None:
-            return None
-        found += counted
-    return found
+    train = count_tokens(datasets.row_reader(files.train), summary.train_bytes, folder, job.seed)
+    if files.valid is None or train is None:
+        return train
+    valid = count_tokens(datasets.row_reader(files.valid), summary.valid_bytes, folder, job.seed)
+    return valid and TokenCounts(train.longest + valid.longest + valid.sample, train.sample)
 
 
 def _estimate(resolved: Resolved) -> dict[str, Demand] | None:

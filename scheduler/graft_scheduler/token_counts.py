@@ -6,7 +6,8 @@ times too many. Only rows that could be the longest are counted, and a sample of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +27,46 @@ Encode = Callable[[Sequence[str]], list[int]]
 """From texts to their numbers of tokens."""
 
 
-def count_tokens(rows: Sequence[Row], sizes: Sequence[int], folder: Path, seed: int) -> list[int] | None:
-    """Lengths of rows in tokens, the longest among them and a sample of the rest; none without a tokenizer.
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Lengths of some rows of a file, in tokens."""
+
+    longest: list[int]
+    """Of rows among which the longest is."""
+    sample: list[int]
+    """Of rows chosen at random: all of a small file."""
+
+
+def count_tokens(
+    read: Callable[[int], Row], sizes: Sequence[int], folder: Path, seed: int
+) -> TokenCounts | None:
+    """Lengths of the rows that `read` gives by their place; none without a tokenizer.
 
     `sizes` are the bytes of each row's line, and no row has more tokens than that, but for its template.
     """
     encode = _encoder(folder)
     if encode is None:
         return None
-    by_size = sorted(range(len(rows)), key=lambda row: -sizes[row])
+    by_size = sorted(range(len(sizes)), key=lambda place: -sizes[place])
     found: list[int] = []
     place = 0
     while place < min(len(by_size), MOST_COUNTED):
-        if found and sizes[by_size[place]] + _extra(rows[by_size[place]]) <= max(found):
+        if found and sizes[by_size[place]] + _extra(read(by_size[place])) <= max(found):
             break
-        found += _count(rows, by_size[place : place + AT_ONCE], encode)
+        found += _count(map(read, by_size[place : place + AT_ONCE]), encode)
         place += AT_ONCE
     else:
-        found += [sizes[row] + _extra(rows[row]) for row in by_size[place : place + 1]]
-    return found + _count(rows, permutation(len(rows), f"lengths/{seed}")[:SAMPLED], encode)
+        found += [sizes[one] + _extra(read(one)) for one in by_size[place : place + 1]]
+    sample = permutation(len(sizes), f"lengths/{seed}")[:SAMPLED]
+    return TokenCounts(found, _count(map(read, sample), encode))
 
 
-def _count(rows: Sequence[Row], chosen: Sequence[int], encode: Encode) -> list[int]:
-    texts = ["\n".join(_strings(rows[row].fields)) for row in chosen]
-    return [tokens + _extra(rows[row]) for row, tokens in zip(chosen, encode(texts), strict=True)]
+def _count(rows: Iterable[Row], encode: Encode) -> list[int]:
+    texts, extra = [], []
+    for row in rows:
+        texts.append("\n".join(_strings(row.fields)))
+        extra.append(_extra(row))
+    return [tokens + more for tokens, more in zip(encode(texts), extra, strict=True)]
 
 
 def _encoder(folder: Path) -> Encode | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from graft_scheduler import token_counts
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.submission import Resolved, check, resolve
@@ -130,6 +131,19 @@ def test_time_counts_rows_as_they_probably_are(tmp_path: Path) -> None:
 
     assert found.likely_lengths.tokens == (25, 50, 512)
     assert found.lengths.tokens[0] == 100 + TEMPLATE_TOKENS
+
+
+def test_time_counts_the_tokens_of_each_row_that_trains_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_counts, "_encoder", lambda folder: lambda texts: [len(one) for one in texts])
+
+    found = resolved(tmp_path, [100, 200, 300], [900], max_length=2048)
+
+    extra = TEMPLATE_TOKENS + 2 * token_counts.TURN_TOKENS - len('{"text": ""}\n')
+    assert found.likely_lengths.tokens == (100 + extra, 200 + extra, 300 + extra)
+    assert found.lengths.longest == 900 + extra
+    assert found.likely_lengths.is_counted
 
 
 def test_rows_that_are_held_out_are_not_trained_on(tmp_path: Path) -> None:

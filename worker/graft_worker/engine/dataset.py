@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import numpy as np
 from graft_scheduler.datasets import Row, check, find_files, read_rows, split
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import DataFormat, TrainJob
-from graft_scheduler.lengths import auto_batch_rows
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.loading import Base
 from graft_worker.engine.reports import Reporter
@@ -26,6 +26,8 @@ class Dataset:
     format: DataFormat
     train: TokenRows
     valid: TokenRows
+    train_bytes: Sequence[int]
+    """Of every line of the training file, those that are held out included."""
 
     def counts(self) -> dict[str, dict[str, int]]:
         """What became of the rows."""
@@ -38,18 +40,6 @@ class Dataset:
             }
             for name, rows in (("train", self.train), ("valid", self.valid))
         }
-
-
-def choose_batch_rows(spec: TrainJob, path: Path) -> int:
-    """The batch size `auto`, as it is written out at submit.
-
-    Raises:
-        JobError: the data cannot be read; class `data`.
-    """
-    try:
-        return auto_batch_rows(check(path, spec.data.format).train_bytes, spec.method, spec.max_length)
-    except InvalidInput as error:
-        raise JobError(FailureClass.DATA, str(error)) from error
 
 
 def load_dataset(spec: TrainJob, path: Path, base: Base, reporter: Reporter) -> Dataset:
@@ -70,6 +60,7 @@ def load_dataset(spec: TrainJob, path: Path, base: Base, reporter: Reporter) -> 
         summary.format,
         tokenise(train, base.tokenizer, reading, reporter.check_stop),
         tokenise(valid, base.tokenizer, reading, reporter.check_stop),
+        summary.train_bytes,
     )
     for name, rows in (("training", dataset.train), ("validation", dataset.valid)):
         _tell(name, rows, spec.max_length, reporter)

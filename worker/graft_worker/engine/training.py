@@ -13,6 +13,7 @@ import numpy as np
 
 from graft_scheduler.hyperparameters import Batching, Method, Output, QuantizationConfig
 from graft_scheduler.jobs import TrainJob
+from graft_scheduler.lengths import auto_batch_rows
 from graft_scheduler.memory import format_bytes
 from graft_scheduler.messages import Done, Start, TrainResult
 from graft_scheduler.recovery import MemoryLimit
@@ -23,7 +24,7 @@ from graft_worker.engine.batches import Arrays, build, build_alone, plan_order
 from graft_worker.engine.checkpoints import CheckpointFolder, read_checkpoint
 from graft_worker.engine.compilation import CompilePlan
 from graft_worker.engine.cutting import exact_cutter, plan_cutter
-from graft_worker.engine.dataset import Dataset, choose_batch_rows, load_dataset
+from graft_worker.engine.dataset import Dataset, load_dataset
 from graft_worker.engine.device import (
     budget_here,
     device_name,
@@ -83,7 +84,8 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
     base = _load(start, spec)
     dataset = load_dataset(spec, data, base, reporter)
     if spec.batch_size == "auto":
-        spec = spec.model_copy(update={"batch_size": choose_batch_rows(spec, data)})
+        rows = auto_batch_rows(dataset.train_bytes, spec.method, spec.max_length)
+        spec = spec.model_copy(update={"batch_size": rows})
     adapted = attach(base.model, spec, base.compute_dtype)
     if spec.adapter.rank == "auto":
         check_can_cut(adapted.masters)
