@@ -128,6 +128,5 @@ class Anatomy:
     scales_embeddings: bool = False
     doubt: str | None = None
     """What is only guessed of it; the estimate is wider then."""
-    has_quantised_head: bool = False
     positions: int = 0
     """Rows of a table of positions (GPT-2); 0 where they are rotated."""

@@ -91,6 +91,10 @@ class OptimizerName(StrEnum):
     LION = "lion"
 
 
+BY_ELEMENT = frozenset({OptimizerName.ADAM, OptimizerName.ADAMW, OptimizerName.SGD, OptimizerName.LION})
+"""Optimizers that treat every number alike, so that adapters may lie end to end."""
+
+
 ADAPTER_RATES: dict[OptimizerName, float] = {
     OptimizerName.ADAMW: 1e-4,
     OptimizerName.ADAM: 1e-4,

@@ -22,7 +22,7 @@ from graft_scheduler.host_verdicts import (
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.lengths import Lengths
 from graft_scheduler.memory import Backend
-from graft_scheduler.memory.cuts import WIDTH_MULTIPLE
+from graft_scheduler.memory.cuts import padded
 from graft_scheduler.planning import CutPlan, Question, StepCut, fastest_cut, smallest_cut
 from graft_scheduler.states import HostId
 from graft_scheduler.submission import Resolved, resolve
@@ -137,8 +137,7 @@ def plan_alone(job: TrainJob) -> JobPlan:
 
 def longest_rows_at_once(plan: JobPlan, backend: Backend, cut: StepCut) -> int:
     """Rows of the longest that one micro-batch holds; of shorter ones it holds more."""
-    multiple = 1 if backend is Backend.CPU else WIDTH_MULTIPLE
-    width = -(-plan.lengths.longest // multiple) * multiple
+    width = padded(plan.lengths.longest, backend)
     return max(1, min(plan.job.batch_rows, cut.micro_batch_tokens // width))
 
 

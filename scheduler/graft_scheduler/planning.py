@@ -6,7 +6,8 @@ once, and whether activations are computed twice, changes time and memory only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -15,7 +16,7 @@ from graft_scheduler.hyperparameters import Method
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.lengths import Lengths
 from graft_scheduler.memory import Backend, MemoryEstimate, estimate_peak
-from graft_scheduler.memory.cuts import HEIGHTS, WIDTH_MULTIPLE
+from graft_scheduler.memory.cuts import HEIGHTS, padded
 
 CPU_TOKENS = 256
 """Computed at once on the CPU, where more is no faster: a small model needs a second for them, and a
@@ -98,7 +99,7 @@ def _recompute_options(question: Question) -> Sequence[bool]:
 
 def _token_options(question: Question) -> list[int]:
     """Micro-batches to choose from, in rising order."""
-    job, longest = question.job, _padded(question.lengths.longest, question.backend)
+    job, longest = question.job, padded(question.lengths.longest, question.backend)
     most = question.most_tokens
     if job.micro_batch_tokens is not None:
         asked = job.micro_batch_tokens if most is None else min(job.micro_batch_tokens, most)
@@ -111,27 +112,21 @@ def _token_options(question: Question) -> list[int]:
     return sorted(sizes)
 
 
-def _padded(width: int, backend: Backend) -> int:
-    multiple = 1 if backend is Backend.CPU else WIDTH_MULTIPLE
-    return -(-width // multiple) * multiple
-
-
 def _largest_fitting(
     question: Question, sizes: Sequence[int], recomputes: bool, budget_bytes: int | None
 ) -> CutPlan | None:
     """By bisection: a peak never falls when more is computed at once."""
-    if budget_bytes is None:
-        return _plan(question, StepCut(sizes[-1], recomputes))
-    fits: Callable[[CutPlan], bool] = lambda plan: plan.peak_bytes <= budget_bytes  # noqa: E731
-    low, high, best = 0, len(sizes) - 1, None
-    while low <= high:
-        middle = (low + high) // 2 if best is not None or low else high
-        plan = _plan(question, StepCut(sizes[middle], recomputes))
-        if fits(plan):
-            best, low = plan, middle + 1
-        else:
-            high = middle - 1
-    return best
+    largest = _plan(question, StepCut(sizes[-1], recomputes))
+    if budget_bytes is None or largest.peak_bytes <= budget_bytes:
+        return largest
+    plans: dict[int, CutPlan] = {}
+
+    def peak(size: int) -> int:
+        plans[size] = _plan(question, StepCut(size, recomputes))
+        return plans[size].peak_bytes
+
+    fitting = bisect_right(sizes, budget_bytes, hi=len(sizes) - 1, key=peak)
+    return plans[sizes[fitting - 1]] if fitting else None
 
 
 def _plan(question: Question, cut: StepCut) -> CutPlan:

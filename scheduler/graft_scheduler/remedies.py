@@ -4,6 +4,7 @@ on the estimate before it is named.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -219,14 +220,10 @@ class _Fitting:
         self, job: TrainJob, values: Sequence[int], change: Callable[[int], _Change]
     ) -> _Change | None:
         """By bisection, the lowest value first: where that does not fit, none does."""
-        low, high, best = 0, len(values) - 1, None
-        while low <= high:
-            middle = (low + high) // 2 if best is not None else low
-            tried = change(values[middle])
-            if self.peak(job.model_copy(update=dict(tried.update))) <= self.budget_bytes:
-                best, low = tried, middle + 1
-            elif best is None:
-                return None
-            else:
-                high = middle - 1
-        return best
+
+        def peak(value: int) -> int:
+            return self.peak(job.model_copy(update=dict(change(value).update)))
+
+        if not values or peak(values[0]) > self.budget_bytes:
+            return None
+        return change(values[bisect_right(values, self.budget_bytes, lo=1, key=peak) - 1])

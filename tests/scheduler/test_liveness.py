@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graft_scheduler.memory import kernels
 from graft_scheduler.memory import operations as op
-from graft_scheduler.memory.arrays import Array, siblings, vjp
+from graft_scheduler.memory.arrays import Array, siblings
 from graft_scheduler.memory.liveness import MAX_WIDTH, Memory, Queue, order, peak_parts
+from graft_scheduler.memory.vjp import vjp
 
 AT_ONCE = Queue(steps_per_task=1, tasks=0)
 """Every primitive is computed before the next is sent off."""
@@ -120,7 +122,7 @@ def test_the_outputs_of_one_primitive_come_together() -> None:
 
 
 def test_what_is_owned_is_there_from_the_start_and_may_be_taken_over() -> None:
-    old = op.owned(SHAPE, 4)
+    old = op.ready(SHAPE, 4)
     new = op.add(old, given_array())
 
     assert evaluated(new, owned=(old,)).peak_bytes == MIB
@@ -206,7 +208,7 @@ def test_a_checkpoint_keeps_its_input_and_computes_the_rest_again() -> None:
         return chain(one, 6, op.exp)
 
     def recomputed(one: Array) -> Array:
-        return op.checkpoint(lambda inner: [block(inner[0])], [one])[0]
+        return kernels.checkpoint(lambda inner: [block(inner[0])], [one])[0]
 
     kept = peak_mib(*gradient_of(lambda x: chain(x, 4, block)))
     again = peak_mib(*gradient_of(lambda x: chain(x, 4, recomputed)))

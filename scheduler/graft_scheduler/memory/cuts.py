@@ -42,8 +42,8 @@ def largest_cuts(shape: Shape, longest: int) -> list[Cut]:
     `longest` is the width of the longest row. Rows of different lengths may be computed apart
     though they fit together, and more of them at once where they are shorter.
     """
-    job, width = shape.job, padded(shape, longest)
-    budget, rows = max(job.micro_batch_tokens or longest * job.batch_rows, width), job.batch_rows
+    job, width = shape.job, padded(longest, shape.backend)
+    budget, rows = token_budget(shape, longest), job.batch_rows
     cuts = _filled(shape, width, rows, budget, 1)
     if rows > 1:
         cuts += _filled(shape, width, rows - 1, budget, 2)
@@ -73,7 +73,7 @@ def _filled(shape: Shape, width: int, rows: int, budget: int, held: int) -> list
 def _packed_cut(shape: Shape, longest: int, budget: int) -> Cut:
     """Every line holds at least as many rows as if all were the longest."""
     rows = shape.job.batch_rows
-    line = padded(shape, max(longest, min(PACKED_WIDTH, budget)))
+    line = padded(max(longest, min(PACKED_WIDTH, budget)), shape.backend)
     budget, held = max(budget, line), 1 if rows == 1 else 2
     if _compiles(shape):  # then all have one shape
         return Cut(budget // line, line, held, is_packed=True)
@@ -97,6 +97,18 @@ def chunk_tokens(vocabulary: int) -> int:
     return max(MIN_CHUNK_TOKENS, CHUNK_LOGITS // vocabulary)
 
 
-def padded(shape: Shape, width: int) -> int:
-    multiple = 1 if shape.backend is Backend.CPU else WIDTH_MULTIPLE
+def token_budget(shape: Shape, longest: int) -> int:
+    """Most padded tokens at once: as the job says, or a whole step's; always enough for the longest row."""
+    asked = shape.job.micro_batch_tokens or longest * shape.job.batch_rows
+    return max(asked, padded(longest, shape.backend))
+
+
+def padded(width: int, backend: Backend) -> int:
+    """The width that rows of so many tokens are computed in."""
+    multiple = width_multiple(backend)
     return -(-width // multiple) * multiple
+
+
+def width_multiple(backend: Backend) -> int:
+    """On the CPU, where nothing is compiled, rows are not padded beyond the longest beside them."""
+    return 1 if backend is Backend.CPU else WIDTH_MULTIPLE

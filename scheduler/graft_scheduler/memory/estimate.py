@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from graft_scheduler.basemodels import BaseModel
 from graft_scheduler.hyperparameters import LossKernel
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.memory.cuts import Cut, chunk_tokens, cut_to, largest_cuts, padded
+from graft_scheduler.memory.cuts import Cut, chunk_tokens, cut_to, largest_cuts, padded, token_budget
 from graft_scheduler.memory.moments import Setting, Trained, gradient_parts, loss_parts, trained, update_parts
 from graft_scheduler.memory.passes import Pass
 from graft_scheduler.memory.resident import quantised_to, weight_bytes
@@ -132,18 +132,13 @@ def _at_loading(shape: Shape) -> dict[str, int]:
 def _at_gradient(shape: Shape, setting: Setting, learns: Trained, cut: Cut) -> dict[str, int]:
     """Between the loss of the largest micro-batch and the end of its backward pass."""
     one = _pass(shape, cut, recomputes=bool(shape.job.gradient_checkpointing))
-    parts = _resident(shape, learns)
-    for cause, size in gradient_parts(setting, one, is_packed=cut.is_packed).items():
-        parts[cause] += size
+    parts = _sum(_resident(shape, learns), gradient_parts(setting, one, is_packed=cut.is_packed))
     parts["gradients"] += learns.bytes * (cut.held_gradients - 1)
     return parts
 
 
 def _at_evaluation(shape: Shape, setting: Setting, learns: Trained, cut: Cut) -> dict[str, int]:
-    parts = _resident(shape, learns)
-    for cause, size in loss_parts(setting, _pass(shape, cut)).items():
-        parts[cause] += size
-    return parts
+    return _sum(_resident(shape, learns), loss_parts(setting, _pass(shape, cut)))
 
 
 def _at_update(shape: Shape, setting: Setting, learns: Trained) -> dict[str, int]:
@@ -151,9 +146,7 @@ def _at_update(shape: Shape, setting: Setting, learns: Trained) -> dict[str, int
     parts = _resident(shape, learns)
     parts["optimizer"] = 0
     parts["gradients"] = learns.bytes
-    for cause, size in update_parts(setting, shape.job.optimizer.name).items():
-        parts[cause] += size
-    return parts
+    return _sum(parts, update_parts(setting, shape.job.optimizer.name))
 
 
 def _at_check(shape: Shape, setting: Setting, learns: Trained) -> dict[str, int]:
@@ -166,10 +159,7 @@ def _at_check(shape: Shape, setting: Setting, learns: Trained) -> dict[str, int]
     plain = gradient_parts(setting, Pass(1, size, size, None, trained_blocks))
     chunked = gradient_parts(setting, Pass(1, size, size, chunk, trained_blocks))
     chunked["gradients"] = chunked.get("gradients", 0) + learns.bytes
-    parts = _resident(shape, learns)
-    for cause, bytes_ in max((plain, chunked), key=lambda one: sum(one.values())).items():
-        parts[cause] += bytes_
-    return parts
+    return _sum(_resident(shape, learns), max((plain, chunked), key=lambda one: sum(one.values())))
 
 
 def _pass(shape: Shape, cut: Cut, *, recomputes: bool = False) -> Pass:
@@ -183,8 +173,7 @@ def _pass(shape: Shape, cut: Cut, *, recomputes: bool = False) -> Pass:
 
 def _evaluated(shape: Shape, longest: int) -> list[Cut]:
     """Validation rows are as many as the token budget allows, whatever the batch."""
-    width = padded(shape, longest)
-    budget = max(shape.job.micro_batch_tokens or longest * shape.job.batch_rows, width)
+    width, budget = padded(longest, shape.backend), token_budget(shape, longest)
     asked = shape.job.evaluation.rows
     # More rows than fit: where the longest leave room, as many shorter ones may fill the budget.
     return cut_to(shape, width, budget // width + 1 if asked is None else max(1, asked), budget)
@@ -202,6 +191,13 @@ def _resident(shape: Shape, learns: Trained) -> dict[str, int]:
         weights -= min(weights, masters)  # the masters are the model's own
     copies = 0 if shape.is_full or shape.computed_bytes == FLOAT32_BYTES else masters // 2
     return _parts(weights=weights, adapters=masters + copies, optimizer=learns.state_bytes)
+
+
+def _sum(parts: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    found = dict(parts)
+    for cause, size in more.items():
+        found[cause] += size
+    return found
 
 
 def _parts(**bytes_by_cause: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ from graft_scheduler.anatomy import (
     Norm,
     Recurrence,
 )
+from graft_scheduler.memory import kernels
 from graft_scheduler.memory import operations as op
 from graft_scheduler.memory.arrays import Array, Shape, caused
 
@@ -143,7 +144,7 @@ def _rotate(array: Array, rotated: int, mode: Mode) -> Array:
     if not rotated:
         return array
     if mode.is_fused:
-        return op.same(array)
+        return kernels.rotation(array)
     half = (rows, heads, length, rotated // 2)
     table = op.made_of([op.ready((length,), FLOAT32)], (length, rotated // 2), FLOAT32)
     cos, sin = op.free_unary(table), op.free_unary(table)
@@ -200,12 +201,12 @@ def _attend_fused(mixer: Attention, queries: Array, keys: Array, values: Array, 
     rows, heads, length, _ = queries.shape
     shape = (rows, heads, length, mixer.value_dim)
     if mixer.head_dim in mode.fused_attention_dims and mixer.head_dim == mixer.value_dim:
-        return op.attention(inputs, shape)
+        return kernels.attention(inputs, shape)
 
     def plain(given: Sequence[Array]) -> list[Array]:
         return [_attend_plainly(mixer, given[0], given[1], given[2], mode)]
 
-    return op.with_fallback(inputs, shape, plain)
+    return kernels.with_fallback(inputs, shape, plain)
 
 
 def _recur(mixer: Recurrence, x: Array, own: Parameters) -> Array:
@@ -247,7 +248,7 @@ def feed(mlp: Mlp | Experts, x: Array, own: Parameters) -> Array:
 
 def gated(activation: Activation, gate: Array, up: Array, mode: Mode) -> Array:
     if activation is Activation.SWIGLU and mode.is_fused:
-        return op.frugal_swiglu(gate, up)
+        return kernels.frugal_swiglu(gate, up)
     if activation is Activation.SWIGLU:
         return op.multiply(op.multiply(gate, op.sigmoid(gate)), up)
     return op.multiply(activated(Activation.GELU, gate), up)
@@ -304,7 +305,7 @@ def _expert_linear(
 ) -> Array:
     inputs = x.shape[-1]
     weight = own.weight(name, (experts.count, inputs, outputs))
-    y = op.gathered_matmul(x, weight, outputs, is_quantised=own.mode.quantised)
+    y = kernels.gathered_matmul(x, weight, outputs)
     if experts.mlp.has_bias:
         bias = own.weight(f"{name}.bias", (experts.count, outputs))
         y = op.add(y, op.gather([bias, chosen], y.shape, y.itemsize))
@@ -312,15 +313,15 @@ def _expert_linear(
         return y
     a = own.adapter(f"{name}.lora_a", (experts.count, own.rank, inputs))
     b = own.adapter(f"{name}.lora_b", (experts.count, outputs, own.rank))
-    z = op.gathered_matmul(_to(x, own.mode.branch), op.turned(a), own.rank)
-    z = op.gathered_matmul(z, op.turned(b), outputs)
+    z = kernels.gathered_matmul(op.astype(x, own.mode.branch), op.turned(a), own.rank)
+    z = kernels.gathered_matmul(z, op.turned(b), outputs)
     return op.add(y, op.astype(op.multiply(op.SCALAR, z), y.itemsize))
 
 
 def norm(x: Array, kind: Norm, name: str, own: Parameters) -> Array:
     weight = own.weight(f"{name}.weight", (x.shape[-1],))
     if own.mode.is_fused:
-        return op.fused_norm(x, weight)
+        return kernels.fused_norm(x, weight)
     whole = op.astype(x, FLOAT32)
     if kind is Norm.LAYER:
         whole = op.subtract(whole, op.multiply(op.total(whole, -1), op.SCALAR))
@@ -348,7 +349,7 @@ def linears(named: Sequence[tuple[str, int, bool]], x: Array, own: Parameters) -
                 projected = _project_together(adapted, x, own)
             z = projected[name]
         else:
-            z = op.matmul(_to(_dropped(x, own.mode), own.mode.branch), _lora_a(name, x, own))
+            z = op.matmul(op.astype(_dropped(x, own.mode), own.mode.branch), _lora_a(name, x, own))
         outs.append(_add_branch(name, x, y, z, own))
     return outs
 
@@ -356,7 +357,7 @@ def linears(named: Sequence[tuple[str, int, bool]], x: Array, own: Parameters) -
 def _project_together(names: Sequence[str], x: Array, own: Parameters) -> dict[str, Array]:
     parts = [_lora_a(name, x, own) for name in names]
     joined = op.concatenate(parts, (x.shape[-1], own.rank * len(names)))
-    product = op.matmul(_to(x, own.mode.branch), joined)
+    product = op.matmul(op.astype(x, own.mode.branch), joined)
     return dict(zip(names, op.split(product, [own.rank] * len(names)), strict=True))
 
 
@@ -368,17 +369,13 @@ def _dropped(x: Array, mode: Mode) -> Array:
     if not mode.dropout:
         return x
     mask = op.made_of([op.ready((1,), 4)], x.shape, 1)
-    return op.multiply(mask_as(mask, x.itemsize), op.multiply(op.SCALAR, x))
-
-
-def mask_as(mask: Array, itemsize: int) -> Array:
-    return op.astype(mask, itemsize)
+    return op.multiply(op.astype(mask, x.itemsize), op.multiply(op.SCALAR, x))
 
 
 def _base_linear(name: str, x: Array, width: int, has_bias: bool, own: Parameters) -> Array:
     weight = own.weight(f"{name}.weight", (width, x.shape[-1]))
     y = (
-        op.quantised_matmul(x, width, is_whole=own.mode.dequantises)
+        kernels.quantised_matmul(x, width, is_whole=own.mode.dequantises)
         if own.mode.quantised
         else op.matmul(x, op.turned(weight))
     )
@@ -401,7 +398,3 @@ def _add_branch(name: str, x: Array, y: Array, z: Array, own: Parameters) -> Arr
     if z.itemsize != y.itemsize:
         return op.add(y, op.astype(op.matmul(z, scaled), y.itemsize))
     return op.addmm(y, z, scaled)
-
-
-def _to(x: Array, itemsize: int) -> Array:
-    return op.astype(x, itemsize)

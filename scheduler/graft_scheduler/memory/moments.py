@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from graft_scheduler.anatomy import Anatomy, Attention, Block
-from graft_scheduler.hyperparameters import OptimizerName
+from graft_scheduler.hyperparameters import BY_ELEMENT, OptimizerName
 from graft_scheduler.memory.arrays import Array, Shape
 from graft_scheduler.memory.forward import Mode, Parameters
 from graft_scheduler.memory.liveness import Queue, peak_parts
 from graft_scheduler.memory.passes import Pass, evaluation, gradient
-from graft_scheduler.memory.updates import BY_ELEMENT, update
+from graft_scheduler.memory.updates import update
 
 SHOWN_BLOCKS = 3
 """Trained blocks of one kind that a small graph has, and by as many more a large one is longer."""

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graft_scheduler.anatomy import Anatomy, Block
+from graft_scheduler.memory import kernels
 from graft_scheduler.memory import operations as op
-from graft_scheduler.memory.arrays import Array, caused, vjp
+from graft_scheduler.memory.arrays import Array, Shape, caused
 from graft_scheduler.memory.forward import FLOAT32, Parameters, forward_block, norm
+from graft_scheduler.memory.vjp import vjp
 
 SHOWN_CHUNKS = 3
 """Chunks of the loss that a graph has."""
@@ -93,7 +95,7 @@ def _recomputed(block: Block, x: Array, own: Parameters) -> Array:
         )
         return [forward_block(block, given[0], inner)]
 
-    return op.checkpoint(function, [x, *(own.found[name] for name in names)])[0]
+    return kernels.checkpoint(function, [x, *(own.found[name] for name in names)])[0]
 
 
 def _loss(anatomy: Anatomy, own: Parameters, one: Pass, hidden: Array, *, learns: bool) -> Array:
@@ -112,9 +114,13 @@ def _loss(anatomy: Anatomy, own: Parameters, one: Pass, hidden: Array, *, learns
 
 def _raw_logits(anatomy: Anatomy, own: Parameters, hidden: Array) -> Array:
     if own.mode.quantised:
-        return op.quantised_matmul(hidden, anatomy.vocabulary, is_whole=own.mode.dequantises)
-    name = "embedding" if anatomy.is_tied else "lm_head.weight"
-    return op.matmul(hidden, op.turned(own.weight(name, (anatomy.vocabulary, anatomy.hidden))))
+        return kernels.quantised_matmul(hidden, anatomy.vocabulary, is_whole=own.mode.dequantises)
+    return op.matmul(hidden, op.turned(own.weight(*_head(anatomy))))
+
+
+def _head(anatomy: Anatomy) -> tuple[str, Shape]:
+    """The output matrix: its name and shape."""
+    return "embedding" if anatomy.is_tied else "lm_head.weight", (anatomy.vocabulary, anatomy.hidden)
 
 
 def _logits(anatomy: Anatomy, own: Parameters, hidden: Array) -> Array:
@@ -127,10 +133,17 @@ def _logits(anatomy: Anatomy, own: Parameters, hidden: Array) -> Array:
 def _plain_loss(anatomy: Anatomy, own: Parameters, hidden: Array) -> Array:
     """As `mlx.nn.losses.cross_entropy`, which takes each line's largest logit off first."""
     logits = _logits(anatomy, own, hidden)
-    lines = (*logits.shape[:-1], 1)
-    shifted = op.subtract(logits, op.stop_gradient(op.total(logits, -1)))
-    picked = op.gather([shifted, op.ready(lines, 4)], lines, FLOAT32)
-    return op.total(op.subtract(op.logsumexp(shifted), picked))
+    return op.total(_losses(op.subtract(logits, op.stop_gradient(op.total(logits, -1)))))
+
+
+def _losses(logits: Array) -> Array:
+    """Of every token, from the logits in its line."""
+    picked = _picked(logits, op.ready((*logits.shape[:-1], 1), 4))
+    return op.subtract(op.logsumexp(logits), picked)
+
+
+def _picked(logits: Array, places: Array) -> Array:
+    return op.gather([logits, places], places.shape, FLOAT32)
 
 
 def _slice(array: Array, size: int) -> Array:
@@ -142,10 +155,8 @@ def _forward_chunks(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Seq
     for place, size in enumerate(sizes):
         part = _slice(hidden, size)
         if place:
-            part = op.depends([part], [total])[0]
-        logits = _logits(anatomy, own, part)
-        picked = op.gather([logits, op.ready((size, 1), 4)], (size, 1), FLOAT32)
-        total = op.add(total, op.total(op.subtract(op.logsumexp(logits), picked)))
+            part = kernels.depends([part], [total])[0]
+        total = op.add(total, op.total(_losses(_logits(anatomy, own, part))))
     return total
 
 
@@ -156,7 +167,7 @@ def _chunks_with_gradient(anatomy: Anatomy, own: Parameters, hidden: Array, size
     for place, size in enumerate(sizes):
         part = _slice(source, size)
         if place:
-            part = op.depends([part], [total, gradients[-1]])[0]
+            part = kernels.depends([part], [total, gradients[-1]])[0]
         loss, slope = _chunk(anatomy, own, part)
         total = op.add(total, loss)
         gradients.append(slope)
@@ -169,7 +180,7 @@ def _chunks_with_gradient(anatomy: Anatomy, own: Parameters, hidden: Array, size
     ) -> list[Array]:
         return [op.multiply(op.astype(cotangents[0], outputs[1].itemsize), outputs[1])]
 
-    return op.custom([total, joined], [hidden], backward)[0]
+    return kernels.custom([total, joined], [hidden], backward)[0]
 
 
 def _chunk(anatomy: Anatomy, own: Parameters, hidden: Array) -> tuple[Array, Array]:
@@ -180,9 +191,9 @@ def _chunk(anatomy: Anatomy, own: Parameters, hidden: Array) -> tuple[Array, Arr
     largest = op.total(logits, -1)
     powers = op.exp(op.subtract(logits, largest))
     sums = op.total(powers, -1)
-    picked = op.gather([logits, places], (size, 1), FLOAT32)
+    picked = _picked(logits, places)
     losses = op.subtract(op.add(op.made_of([sums], (size, 1), FLOAT32), largest), picked)
-    right = op.subtract(op.gather([powers, places], (size, 1), FLOAT32), sums)
+    right = op.subtract(_picked(powers, places), sums)
     errors = op.made_of([powers, places, right], powers.shape, FLOAT32)
     if anatomy.softcap:
         errors = op.multiply(errors, op.subtract(op.SCALAR, op.square(op.divide(logits, op.SCALAR))))
@@ -196,22 +207,18 @@ def _chunk(anatomy: Anatomy, own: Parameters, hidden: Array) -> tuple[Array, Arr
 
 
 def _learning_chunks(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Sequence[int]) -> Array:
-    name = "embedding" if anatomy.is_tied else "lm_head.weight"
-    weight = own.weight(name, (anatomy.vocabulary, anatomy.hidden))
+    name, shape = _head(anatomy)
+    weight = own.weight(name, shape)
     total = op.ready((), FLOAT32)
 
     def function(given: Sequence[Array]) -> list[Array]:
         inner = Parameters(own.mode, own.rank, own.targets, {name: given[1]}, own.frozen)
-        logits = _logits(anatomy, inner, given[0])
-        size = logits.shape[0]
-        picked = op.gather([logits, op.ready((size, 1), 4)], (size, 1), FLOAT32)
-        return [
-            op.total(op.multiply(op.subtract(op.logsumexp(logits), picked), op.ready((size, 1), FLOAT32)))
-        ]
+        losses = _losses(_logits(anatomy, inner, given[0]))
+        return [op.total(op.multiply(losses, op.ready(losses.shape, FLOAT32)))]
 
     for place, size in enumerate(sizes):
         part = _slice(hidden, size)
         if place:
-            part = op.depends([part], [total])[0]
-        total = op.add(total, op.checkpoint(function, [part, weight])[0])
+            part = kernels.depends([part], [total])[0]
+        total = op.add(total, kernels.checkpoint(function, [part, weight])[0])
     return total

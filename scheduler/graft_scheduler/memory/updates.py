@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from graft_scheduler.hyperparameters import OptimizerName
+from graft_scheduler.hyperparameters import BY_ELEMENT, OptimizerName
 from graft_scheduler.memory import operations as op
 from graft_scheduler.memory.arrays import Array, Shape, siblings
 
 FLOAT32 = 4
 NEWTON_SCHULZ_STEPS = 5
-
-BY_ELEMENT = frozenset({OptimizerName.ADAM, OptimizerName.ADAMW, OptimizerName.SGD, OptimizerName.LION})
-"""They treat every number alike, so that adapters may lie end to end."""
 
 MOMENTS = {OptimizerName.ADAM: 2, OptimizerName.ADAMW: 2, OptimizerName.SGD: 1, OptimizerName.LION: 1}
 """Arrays of the size of what is trained that they keep."""
@@ -45,7 +43,7 @@ def _inputs(shape: Shape) -> tuple[Array, Array]:
 
 def _as_one(name: OptimizerName, shape: Shape) -> Made:
     """One primitive: the moments take over the memory of the old ones."""
-    old = [op.owned(shape, FLOAT32) for _ in range(MOMENTS[name])]
+    old = [op.ready(shape, FLOAT32) for _ in range(MOMENTS[name])]
     inputs = [op.ready(shape, FLOAT32), op.ready(shape, FLOAT32), *old]
     made = [op.made_of(inputs, shape, FLOAT32), *(op.reusing(inputs, shape, FLOAT32) for _ in old)]
     return list(siblings(*made)), old
@@ -55,30 +53,21 @@ def _moment(old: Array, gradient: Array) -> Array:
     return op.add(op.multiply(op.SCALAR, old), op.multiply(op.SCALAR, gradient))
 
 
-def _adam(shape: Shape) -> Made:
+def _adam(shape: Shape, *, decays: bool = False) -> Made:
     gradient, parameter = _inputs(shape)
-    old = [op.owned(shape, FLOAT32), op.owned(shape, FLOAT32)]
+    old = [op.ready(shape, FLOAT32), op.ready(shape, FLOAT32)]
     first = _moment(old[0], gradient)
     second = _moment(old[1], op.square(gradient))
     bottom = op.add(op.multiply(op.free_unary(second), op.SCALAR), op.SCALAR)
     step = op.divide(op.multiply(op.SCALAR, first), bottom)
+    if decays:
+        parameter = op.multiply(parameter, op.SCALAR)
     return [op.subtract(parameter, step), first, second], old
-
-
-def _adamw(shape: Shape) -> Made:
-    gradient, parameter = _inputs(shape)
-    old = [op.owned(shape, FLOAT32), op.owned(shape, FLOAT32)]
-    first = _moment(old[0], gradient)
-    second = _moment(old[1], op.square(gradient))
-    bottom = op.add(op.multiply(op.free_unary(second), op.SCALAR), op.SCALAR)
-    step = op.divide(op.multiply(op.SCALAR, first), bottom)
-    decayed = op.multiply(parameter, op.SCALAR)
-    return [op.subtract(decayed, step), first, second], old
 
 
 def _lion(shape: Shape) -> Made:
     gradient, parameter = _inputs(shape)
-    old = op.owned(shape, FLOAT32)
+    old = op.ready(shape, FLOAT32)
     between = _moment(old, gradient)
     kept = _moment(old, gradient)
     return [op.subtract(parameter, op.multiply(op.SCALAR, op.unary(between))), kept], [old]
@@ -86,14 +75,14 @@ def _lion(shape: Shape) -> Made:
 
 def _sgd(shape: Shape) -> Made:
     gradient, parameter = _inputs(shape)
-    old = op.owned(shape, FLOAT32)
+    old = op.ready(shape, FLOAT32)
     kept = op.add(op.multiply(op.SCALAR, old), gradient)
     return [op.subtract(parameter, op.multiply(op.SCALAR, kept)), kept], [old]
 
 
 def _muon(shape: Shape) -> Made:
     gradient, parameter = _inputs(shape)
-    old = op.owned(shape, FLOAT32)
+    old = op.ready(shape, FLOAT32)
     kept = _moment(old, gradient)
     step = _moment(kept, gradient)
     if len(shape) >= 2:
@@ -117,12 +106,12 @@ def _adafactor(shape: Shape) -> Made:
     gradient, parameter = _inputs(shape)
     squares = op.add(op.square(gradient), op.SCALAR)
     if len(shape) < 2:
-        old = op.owned(shape, FLOAT32)
+        old = op.ready(shape, FLOAT32)
         kept = _moment(old, squares)
         scaled = op.multiply(op.free_unary(kept), gradient)
         return [op.subtract(parameter, op.multiply(op.SCALAR, scaled)), kept], [old]
     rows, columns = (*shape[:-1], 1), (*shape[:-2], 1, shape[-1])
-    taken = [op.owned(rows, FLOAT32), op.owned(columns, FLOAT32)]
+    taken = [op.ready(rows, FLOAT32), op.ready(columns, FLOAT32)]
     row = _moment(taken[0], op.total(squares, -1))
     column = _moment(taken[1], op.total(squares, -2))
     approximate = op.multiply(op.free_unary(row), op.free_unary(column))
@@ -134,7 +123,7 @@ def _adafactor(shape: Shape) -> Made:
 
 RULES: dict[OptimizerName, Callable[[Shape], Made]] = {
     OptimizerName.ADAM: _adam,
-    OptimizerName.ADAMW: _adamw,
+    OptimizerName.ADAMW: partial(_adam, decays=True),
     OptimizerName.LION: _lion,
     OptimizerName.SGD: _sgd,
     OptimizerName.MUON: _muon,

@@ -10,7 +10,7 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from graft_scheduler.anatomy_reading import KNOWN
+from graft_scheduler.anatomy_families import KNOWN
 from graft_scheduler.basemodels import HEAD_NAMES, BaseModel, WeightFacts, describe
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.memory import Backend, estimate_peak

@@ -22,12 +22,13 @@ from graft_scheduler.hyperparameters import OptimizerConfig, OptimizerName
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.memory import Backend, passes
 from graft_scheduler.memory import operations as op
-from graft_scheduler.memory.arrays import Array, vjp
+from graft_scheduler.memory.arrays import Array
 from graft_scheduler.memory.cuts import chunk_tokens
 from graft_scheduler.memory.forward import Mode, Parameters, feed, forward_block, mix, norm
 from graft_scheduler.memory.liveness import Memory
 from graft_scheduler.memory.settings import QUEUES
 from graft_scheduler.memory.updates import update
+from graft_scheduler.memory.vjp import vjp
 from graft_worker.engine.adapters import attach
 from graft_worker.engine.chunked import forward_only, with_gradient
 from graft_worker.engine.head import Head

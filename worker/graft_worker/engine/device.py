@@ -11,7 +11,7 @@ from importlib.metadata import version
 import mlx.core as mx
 
 from graft_scheduler.memory import Backend, cache_in
-from graft_scheduler.memory.cuts import WIDTH_MULTIPLE
+from graft_scheduler.memory.cuts import width_multiple
 from graft_scheduler.planning import OVERHEAD_TOKENS
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.cutting import Budget
@@ -53,8 +53,7 @@ def backend() -> Backend:
 def budget_here(tokens: int) -> Budget:
     """What to compute at once here; nothing is compiled on the CPU."""
     here = backend()
-    multiple = 1 if here is Backend.CPU else WIDTH_MULTIPLE
-    return Budget(tokens, multiple, OVERHEAD_TOKENS[here])
+    return Budget(tokens, width_multiple(here), OVERHEAD_TOKENS[here])
 
 
 def active_bytes() -> int:

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from graft_scheduler.hyperparameters import Method, OptimizerName
+from graft_scheduler.hyperparameters import BY_ELEMENT, Method
 from graft_scheduler.jobs import TrainJob
 from graft_worker.engine.adapters import Parameters
-
-BY_ELEMENT = frozenset({OptimizerName.ADAM, OptimizerName.ADAMW, OptimizerName.SGD, OptimizerName.LION})
 
 
 @dataclass(frozen=True, slots=True)
