@@ -12,8 +12,9 @@ from graft_scheduler.memory import Backend, estimate_peak
 from tests.scheduler.models import make_model
 from tests.scheduler.plans import job
 
-EXAMPLES = settings(max_examples=8, deadline=None)
-"""An estimate that was not made before takes about 0.1 s."""
+EXAMPLES = settings(max_examples=8, deadline=None, derandomize=True)
+"""An estimate that was not made before takes about 0.1 s. With `derandomize=False` and many examples
+this looks for new counterexamples."""
 
 COUNTS = st.integers(1, 64)
 SETTINGS: dict[str, st.SearchStrategy[Any]] = {
@@ -103,6 +104,10 @@ def test_the_estimate_never_falls_when_the_model_grows(
         "vocab_size": 2048,
     }
     larger = {**config, grown: sizes[grown] * (times + 1)}
+    if (
+        grown == "num_hidden_layers"
+    ):  # else all blocks, and with them the embeddings, may be trained of one alone
+        changes = {**changes, "layers": None}
 
     assert total(larger, backend, **changes) >= total(config, backend, **changes)
 

@@ -8,7 +8,8 @@ from contextvars import ContextVar
 from enum import Enum
 from math import prod
 
-Shape = tuple[int, ...]
+Shape = tuple[float, ...]
+"""Not always whole: some micro-batch may hold 1.7 of the longest lines' worth of tokens."""
 Backward = Callable[["Array", list["Array"], tuple[int, ...]], list["Array"]]
 """Of (output, cotangents of it and its siblings, places of inputs): the cotangents of those inputs."""
 
@@ -79,7 +80,7 @@ class Array:
 
     @property
     def nbytes(self) -> int:
-        return prod(self.shape) * self.itemsize
+        return round(prod(self.shape) * self.itemsize)
 
 
 def siblings(*arrays: Array) -> tuple[Array, ...]:

@@ -16,24 +16,26 @@ PACKED_WIDTH = 1024
 not use."""
 CHUNK_LOGITS = 1 << 24
 """Logits that the chunked loss makes at once: 64 MiB in float32."""
-MIN_CHUNK_TOKENS = 32
+MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 32, 512
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One micro-batch."""
+    """One micro-batch. Of rows that are not all of one length it may hold more or fewer lines than
+    here, but no more tokens and no wider ones: so its lines need not be a whole number.
+    """
 
-    rows: int
-    """Lines, empty ones included."""
+    tokens: int
+    """Padding and empty lines included; at least one line."""
     width: int
-    """Tokens in a line, padding included."""
-    held_gradients: int
+    """Tokens in a line."""
+    held_gradients: int = 1
     """Its own, and the sum of those of earlier ones."""
     is_packed: bool = False
 
     @property
-    def tokens(self) -> int:
-        return self.rows * self.width
+    def rows(self) -> float:
+        return self.tokens / self.width
 
 
 def largest_cuts(shape: Shape, longest: int) -> list[Cut]:
@@ -44,30 +46,24 @@ def largest_cuts(shape: Shape, longest: int) -> list[Cut]:
     """
     job, width = shape.job, padded(longest, shape.backend)
     budget, rows = token_budget(shape, longest), job.batch_rows
-    cuts = _filled(shape, width, rows, budget, 1)
+    cuts = [_filled(shape, width, rows, budget, 1)]
     if rows > 1:
-        cuts += _filled(shape, width, rows - 1, budget, 2)
+        cuts.append(_filled(shape, width, rows - 1, budget, 2))
     if job.compute.batching is Batching.PACKED:  # or not packed, where the model does not allow it
         cuts.append(_packed_cut(shape, longest, budget))
     return list(dict.fromkeys(cuts))
 
 
-def cut_to(shape: Shape, width: int, rows: int, budget: int) -> list[Cut]:
-    """The largest micro-batches of at most so many rows and tokens, where no gradient is summed up."""
-    return _filled(shape, width, rows, max(budget, width), 1)
+def evaluated_cut(shape: Shape, longest: int) -> Cut:
+    """Validation rows are as many as the token budget allows, whatever the batch."""
+    width, budget = padded(longest, shape.backend), token_budget(shape, longest)
+    asked = shape.job.evaluation.rows
+    return Cut(budget, width) if asked is None else _filled(shape, width, max(1, asked), budget, 1)
 
 
-def _filled(shape: Shape, width: int, rows: int, budget: int, held: int) -> list[Cut]:
-    """As many of the longest rows as the budget has room for; or one more, of the width that is left."""
-    height = _rounded_up(shape, rows)
-    if height * width <= budget:
-        return [Cut(height, width, held)]
-    whole = max(1, budget // width)
-    narrower = -(-budget // (whole + 1))
-    cuts = [Cut(whole, width, held)]
-    if budget % width and narrower * 2 > width:
-        cuts.append(Cut(whole + 1, narrower, held))
-    return cuts
+def _filled(shape: Shape, width: int, rows: int, budget: int, held: int) -> Cut:
+    """As many of the longest rows as the budget has room for, the last in part."""
+    return Cut(min(_rounded_up(shape, rows) * width, budget), width, held)
 
 
 def _packed_cut(shape: Shape, longest: int, budget: int) -> Cut:
@@ -76,10 +72,10 @@ def _packed_cut(shape: Shape, longest: int, budget: int) -> Cut:
     line = padded(max(longest, min(PACKED_WIDTH, budget)), shape.backend)
     budget, held = max(budget, line), 1 if rows == 1 else 2
     if _compiles(shape):  # then all have one shape
-        return Cut(budget // line, line, held, is_packed=True)
+        return Cut(budget, line, held, is_packed=True)
     lines = -(-rows // (line // longest))
     width = min(line, rows * longest)
-    return Cut(max(1, min(lines, budget // width)), width, held, is_packed=True)
+    return Cut(min(lines * width, budget), width, held, is_packed=True)
 
 
 def _compiles(shape: Shape) -> bool:
@@ -94,7 +90,12 @@ def _rounded_up(shape: Shape, rows: int) -> int:
 
 def chunk_tokens(vocabulary: int) -> int:
     """How many tokens' logits the chunked loss computes at once."""
-    return max(MIN_CHUNK_TOKENS, CHUNK_LOGITS // vocabulary)
+    return int(most_chunk_tokens(vocabulary))
+
+
+def most_chunk_tokens(vocabulary: int) -> float:
+    """The same before it is rounded down: so that a larger vocabulary has no smaller chunk of logits."""
+    return min(max(MIN_CHUNK_TOKENS, CHUNK_LOGITS / vocabulary), MAX_CHUNK_TOKENS)
 
 
 def token_budget(shape: Shape, longest: int) -> int:

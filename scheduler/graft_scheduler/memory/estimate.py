@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from graft_scheduler.basemodels import BaseModel
 from graft_scheduler.hyperparameters import LossKernel
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.memory.cuts import Cut, chunk_tokens, cut_to, largest_cuts, padded, token_budget
-from graft_scheduler.memory.moments import Setting, Trained, gradient_parts, loss_parts, trained, update_parts
+from graft_scheduler.memory.cuts import Cut, evaluated_cut, largest_cuts, most_chunk_tokens
+from graft_scheduler.memory.moments import (
+    Setting,
+    Trained,
+    gradient_parts,
+    loss_parts,
+    trained,
+    update_parts,
+)
 from graft_scheduler.memory.passes import Pass
 from graft_scheduler.memory.resident import quantised_to, weight_bytes
 from graft_scheduler.memory.settings import setting_of
@@ -77,11 +84,9 @@ def estimate_peak(
     learns = trained(setting)
     trained_at_once = largest_cuts(shape, longest)
     moments = [("gradient", _at_gradient(shape, setting, learns, cut)) for cut in trained_at_once]
-    moments += [
-        ("evaluation", _at_evaluation(shape, setting, learns, cut))
-        for cut in _evaluated(shape, longest)
-        if not any(_covers(one, cut) for one in trained_at_once)
-    ]
+    evaluated = evaluated_cut(shape, longest)
+    if not any(_covers(one, evaluated) for one in trained_at_once):
+        moments.append(("evaluation", _at_evaluation(shape, setting, learns, evaluated)))
     moments += [("loading", _at_loading(shape)), ("update", _at_update(shape, setting, learns))]
     if shape.is_full:  # two gradients of all that learns lie there; of adapters they are small
         moments.append(("check", _at_check(shape, setting, learns)))
@@ -95,7 +100,7 @@ def estimate_micro_batch(
     """The peak of MLX's arrays while the gradient of these lines is computed, in bytes."""
     shape = Shape(model, job, backend)
     setting = setting_of(shape)
-    parts = _at_gradient(shape, setting, trained(setting), Cut(rows, width, held_gradients))
+    parts = _at_gradient(shape, setting, trained(setting), Cut(rows * width, width, held_gradients))
     return _with_margins(shape, parts, "gradient").peak_bytes
 
 
@@ -154,7 +159,7 @@ def _at_check(shape: Shape, setting: Setting, learns: Trained) -> dict[str, int]
     if shape.job.compute.loss is LossKernel.PLAIN:
         return _parts()
     size = min(SAMPLE_TOKENS, shape.job.max_length)
-    chunk = chunk_tokens(shape.model.vocab_size)
+    chunk = most_chunk_tokens(shape.model.vocab_size)
     trained_blocks = shape.trained_layers
     plain = gradient_parts(setting, Pass(1, size, size, None, trained_blocks))
     chunked = gradient_parts(setting, Pass(1, size, size, chunk, trained_blocks))
@@ -163,20 +168,10 @@ def _at_check(shape: Shape, setting: Setting, learns: Trained) -> dict[str, int]
 
 
 def _pass(shape: Shape, cut: Cut, *, recomputes: bool = False) -> Pass:
-    """Chunks of the loss count as full ones, lest the estimate falls where a short one is begun."""
-    tokens, chunk = cut.tokens, None
+    chunk = None
     if shape.job.compute.loss is LossKernel.CHUNKED:
-        chunk = chunk_tokens(shape.model.vocab_size)
-        tokens = tokens if tokens <= chunk else -(-tokens // chunk) * chunk
-    return Pass(cut.rows, cut.width, tokens, chunk, shape.trained_layers, recomputes)
-
-
-def _evaluated(shape: Shape, longest: int) -> list[Cut]:
-    """Validation rows are as many as the token budget allows, whatever the batch."""
-    width, budget = padded(longest, shape.backend), token_budget(shape, longest)
-    asked = shape.job.evaluation.rows
-    # More rows than fit: where the longest leave room, as many shorter ones may fill the budget.
-    return cut_to(shape, width, budget // width + 1 if asked is None else max(1, asked), budget)
+        chunk = most_chunk_tokens(shape.model.vocab_size)
+    return Pass(cut.rows, cut.width, cut.tokens, chunk, shape.trained_layers, recomputes)
 
 
 def _covers(trained_at_once: Cut, evaluated: Cut) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from graft_scheduler.anatomy import (
     Activation,
@@ -37,6 +38,8 @@ class Mode:
     dequantises: bool = False
     """A product of many rows with a quantised matrix makes it whole first, as on CUDA."""
     learns_base: bool = False
+    learns_ends: bool = False
+    """Embeddings, last norm and output matrix learn too."""
     dropout: bool = False
     dora: bool = False
     is_packed: bool = False
@@ -54,19 +57,25 @@ class Parameters:
     frozen: dict[str, Array] = field(default_factory=dict)
     scope: str = ""
     is_trained: bool = True
+    is_differentiated: bool = True
 
     def weight(self, name: str, shape: Shape) -> Array:
         """A weight of the base."""
         path = f"{self.scope}{name}"
         itemsize = self.mode.itemsize
         if self.mode.learns_base and self.is_trained:
-            return self.found.setdefault(path, op.copy(op.ready(shape, itemsize)))
+            return self._trained(path, shape, itemsize)
         return self.frozen.setdefault(path, op.ready(shape, itemsize))
 
     def adapter(self, name: str, shape: Shape, itemsize: int | None = None) -> Array:
-        return self.found.setdefault(
-            f"{self.scope}{name}", op.copy(op.ready(shape, itemsize or self.mode.branch))
-        )
+        return self._trained(f"{self.scope}{name}", shape, itemsize or self.mode.branch)
+
+    def _trained(self, path: str, shape: Shape, itemsize: int) -> Array:
+        """MLX gives what it differentiates by a new name."""
+        if path not in self.found:
+            array = op.ready(shape, itemsize)
+            self.found[path] = op.copy(array) if self.is_differentiated else array
+        return self.found[path]
 
     def has_adapter(self, name: str) -> bool:
         if self.mode.learns_base or not self.is_trained:
@@ -301,7 +310,7 @@ def _route(experts: Experts, x: Array, own: Parameters) -> Array:
 
 
 def _expert_linear(
-    name: str, x: Array, outputs: int, experts: Experts, chosen: Array, own: Parameters
+    name: str, x: Array, outputs: float, experts: Experts, chosen: Array, own: Parameters
 ) -> Array:
     inputs = x.shape[-1]
     weight = own.weight(name, (experts.count, inputs, outputs))
@@ -333,7 +342,7 @@ def norm(x: Array, kind: Norm, name: str, own: Parameters) -> Array:
     return normed
 
 
-def linears(named: Sequence[tuple[str, int, bool]], x: Array, own: Parameters) -> list[Array]:
+def linears(named: Sequence[tuple[str, float, bool]], x: Array, own: Parameters) -> list[Array]:
     """Linear layers that read the same array: (name, width, has a bias), with their adapters."""
     adapted = [name for name, _, _ in named if own.has_adapter(name)]
     shares = len(adapted) > 1 and not own.mode.dropout and not own.mode.dora
@@ -372,7 +381,7 @@ def _dropped(x: Array, mode: Mode) -> Array:
     return op.multiply(op.astype(mask, x.itemsize), op.multiply(op.SCALAR, x))
 
 
-def _base_linear(name: str, x: Array, width: int, has_bias: bool, own: Parameters) -> Array:
+def _base_linear(name: str, x: Array, width: float, has_bias: bool, own: Parameters) -> Array:
     weight = own.weight(f"{name}.weight", (width, x.shape[-1]))
     y = (
         kernels.quantised_matmul(x, width, is_whole=own.mode.dequantises)
@@ -397,4 +406,9 @@ def _add_branch(name: str, x: Array, y: Array, z: Array, own: Parameters) -> Arr
     scaled = op.multiply(op.SCALAR, b)
     if z.itemsize != y.itemsize:
         return op.add(y, op.astype(op.matmul(z, scaled), y.itemsize))
-    return op.addmm(y, z, scaled)
+    flat = op.addmm(_end_to_end(y), _end_to_end(z), scaled)
+    return op.view(flat, y.shape)
+
+
+def _end_to_end(x: Array) -> Array:
+    return op.view(x, (prod(x.shape[:-1]), x.shape[-1]))

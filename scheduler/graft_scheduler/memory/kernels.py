@@ -127,17 +127,17 @@ def frugal_swiglu(gate: Array, up: Array) -> Array:
     return custom([made], [gate, up], backward)[0]
 
 
-def quantised_matmul(x: Array, width: int, *, is_whole: bool = False) -> Array:
+def quantised_matmul(x: Array, width: float, *, is_whole: bool = False) -> Array:
     """By a frozen matrix that stays packed, or is made whole for the time of the product."""
 
     def backward(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
         return [quantised_matmul(given[0], out.inputs[0].shape[-1], is_whole=is_whole)]
 
-    whole = x.shape[-1] * width * x.itemsize if is_whole else 0
+    whole = round(x.shape[-1] * width * x.itemsize) if is_whole else 0
     return Array((*x.shape[:-1], width), x.itemsize, (x,), Storage.NEW, backward, whole)
 
 
-def gathered_matmul(x: Array, weight: Array, width: int) -> Array:
+def gathered_matmul(x: Array, weight: Array, width: float) -> Array:
     """Each row by the matrix of its expert."""
 
     def backward(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:

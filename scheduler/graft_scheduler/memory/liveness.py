@@ -79,25 +79,30 @@ class Queue:
     Memory of what was sent off is not free before it was computed.
     """
 
-    steps_per_task: int
-    """Of a primitive there are one or two on the CPU, and one on a GPU."""
-    tasks: int = 10
-    """That may be unfinished when the next primitive is sent off."""
+    lag: int
+    """That many steps are not yet computed when a primitive is sent off."""
     steps_per_primitive: int = 1
     steps_per_view: int = 0
     most_bytes: int | None = None
-    """Of what waits to be given back: tasks of large arrays are sent off with fewer primitives."""
+    """Of what waits to be given back; MLX waits itself where it reaches the limit that it was set."""
 
 
-AT_ONCE = Queue(steps_per_task=1, tasks=0, steps_per_view=1)
+AT_ONCE = Queue(lag=0, steps_per_view=1)
 """Every primitive is computed before the next is looked at."""
+
+
+def kept_parts(outputs: Sequence[Array], until: Array) -> dict[str, int]:
+    """What is held where `until` was computed on the way to `outputs`, by cause."""
+    memory = Memory(AT_ONCE)
+    memory.evaluate(outputs, until=until)
+    return memory.live
 
 
 def peak_parts(outputs: Sequence[Array], queue: Queue, owned: Sequence[Array] = ()) -> dict[str, int]:
     """What is held at the peak of evaluating `outputs`, by cause.
 
     Where only so much may wait to be given back, that is the peak without any waiting and, as the
-    cause `waiting`, what waiting adds. Both rise with the arrays, so the lesser of the two does.
+    cause `waiting`, what waiting without bounds would add.
     """
     memory = Memory(queue)
     memory.evaluate(outputs, owned)
@@ -105,32 +110,38 @@ def peak_parts(outputs: Sequence[Array], queue: Queue, owned: Sequence[Array] = 
         return memory.parts
     at_once = Memory(AT_ONCE)
     at_once.evaluate(outputs, owned)
-    waiting = min(memory.peak_bytes - at_once.peak_bytes, queue.most_bytes)
-    return at_once.parts | {"waiting": max(0, waiting)}
+    return at_once.parts | {"waiting": max(0, memory.peak_bytes - at_once.peak_bytes)}
 
 
 class Memory:
     """Evaluates graphs without numbers, and keeps account of the memory that takes."""
 
-    def __init__(self, queue: Queue, limit_bytes: int | None = None) -> None:
+    def __init__(self, queue: Queue) -> None:
         self.live_bytes = 0
         self.peak_bytes = 0
         self._live: dict[str, int] = {}
         self._at_peak: dict[str, int] | None = None
-        self._limit = limit_bytes
         self._queue = queue
-        self._steps = 0
         self._sent = 0
-        self._done = 0
         self._holds: deque[tuple[int, list[Buffer]]] = deque()
+
+    @property
+    def live(self) -> dict[str, int]:
+        """What is held now, by cause."""
+        return dict(self._live)
 
     @property
     def parts(self) -> dict[str, int]:
         """What was held when it was most, by cause."""
         return dict(self._live if self._at_peak is None else self._at_peak)
 
-    def evaluate(self, outputs: Sequence[Array], owned: Sequence[Array] = ()) -> None:
-        """Compute `outputs`, which stay; all that only they were made of goes, and what is `owned` too."""
+    def evaluate(
+        self, outputs: Sequence[Array], owned: Sequence[Array] = (), until: Array | None = None
+    ) -> None:
+        """Compute `outputs`, which stay; all that only they were made of goes, and what is `owned` too.
+
+        Stops where `until` was computed, with all that is still to be read.
+        """
         tape = order(outputs)
         readers: dict[int, int] = {}
         for array in tape:
@@ -141,8 +152,10 @@ class Memory:
         buffers = {id(one): self._allocate(one.nbytes, "optimizer") for one in owned}
         for array in tape:
             self._compute(array, readers, buffers)
-        self._finish(self._sent + 1)
-        self._sent = self._done = self._steps = 0
+            if array is until:
+                break
+        self._finish(self._sent)
+        self._sent = 0
 
     def _compute(self, array: Array, readers: dict[int, int], buffers: dict[int, Buffer]) -> None:
         for one in array.outputs:
@@ -158,8 +171,10 @@ class Memory:
             temporary = self._allocate(array.temporary_bytes, array.cause)
             temporary.arrays, temporary.pending = 0, 1
             held.append(temporary)
-        self._holds.append((self._send(array), held))
-        self._throttle()
+        queue = self._queue
+        self._sent += queue.steps_per_view if array.storage is Storage.VIEW else queue.steps_per_primitive
+        self._holds.append((self._sent, held))
+        self._finish(self._sent - queue.lag)
         for one in array.outputs:
             if not readers.get(id(one)):
                 self._leave(buffers.pop(id(one)))
@@ -199,26 +214,9 @@ class Memory:
             self._at_peak = None
         return Buffer(nbytes, cause)
 
-    def _send(self, array: Array) -> int:
-        """Count the primitive to the tasks, which are sent off when they are full; the one it ends in."""
-        queue, is_view = self._queue, array.storage is Storage.VIEW
-        self._steps += queue.steps_per_view if is_view else queue.steps_per_primitive
-        if self._steps < queue.steps_per_task:
-            return self._sent
-        self._steps -= queue.steps_per_task
-        self._sent += 1
-        return self._sent - (self._steps == 0)
-
-    def _throttle(self) -> None:
-        if self._sent - self._done > self._queue.tasks:
-            self._finish(self._done + 1)
-        while self._limit is not None and self.live_bytes > self._limit and self._sent > self._done:
-            self._finish(self._done + 1)
-
-    def _finish(self, tasks: int) -> None:
-        """So many tasks are computed."""
-        self._done = tasks
-        while self._holds and self._holds[0][0] < tasks:
+    def _finish(self, steps: int) -> None:
+        """So many steps are computed."""
+        while self._holds and self._holds[0][0] <= steps:
             for buffer in self._holds.popleft()[1]:
                 buffer.pending -= 1
                 self._free(buffer)

@@ -1,12 +1,13 @@
 """What single moments of a training hold, measured on graphs of a few blocks and carried on to all.
 
-From graphs with some and with twice as many blocks of a kind follows what every other one costs:
-the peak grows by about the same from block to block.
+The real peak grows by about as much from block to block, but not evenly, as MLX's order changes with the
+graph. Carried on like this it never falls with their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,15 +15,17 @@ from graft_scheduler.anatomy import Anatomy, Attention, Block
 from graft_scheduler.hyperparameters import BY_ELEMENT, OptimizerName
 from graft_scheduler.memory.arrays import Array, Shape
 from graft_scheduler.memory.forward import Mode, Parameters
-from graft_scheduler.memory.liveness import Queue, peak_parts
+from graft_scheduler.memory.liveness import AT_ONCE, Queue, kept_parts, peak_parts
 from graft_scheduler.memory.passes import Pass, evaluation, gradient
 from graft_scheduler.memory.updates import update
 
 SHOWN_BLOCKS = 3
-"""Trained blocks of one kind that a small graph has, and by as many more a large one is longer."""
-SHOWN_KEPT = 2
-"""The same where arrays are only counted."""
-SHOWN_FROZEN = 1
+"""Trained blocks of one kind that a graph has, and frozen ones where fewer are trained."""
+SHOWN_RECOMPUTED, SHOWN_RECOMPUTED_AT_ONCE = 7, 10
+"""Blocks of a second graph where they are computed again: up to here MLX's order, and so what lies there,
+changes with their number."""
+SHOWN_COUNTED = 2
+"""Blocks of one kind where arrays are only counted."""
 CACHED = 8192
 
 Parts = dict[str, int]
@@ -60,33 +63,63 @@ class _Kind:
 
 
 def gradient_parts(setting: Setting, one: Pass, *, is_packed: bool = False) -> Parts:
-    """Of a micro-batch's loss and gradient, at their peak; the parameters themselves not counted."""
-    mode = replace(setting.mode, is_packed=is_packed)
-    return _over_blocks(replace(setting, mode=mode), one, _gradient_of)
+    """Of a micro-batch's loss and gradient, at their peak; the parameters themselves not counted.
+
+    Every further block adds what it keeps for its backward pass, or the gradients that this leaves
+    where they are more.
+    """
+    setting = replace(setting, mode=replace(setting.mode, is_packed=is_packed))
+    kinds = _kinds(setting, one)
+    shown, more = _shown(kinds, SHOWN_BLOCKS)
+    found, waiting = _peak(setting, one, shown, _gradient_of)
+    if more and setting.queue.most_bytes is not None:  # a longer graph may have more
+        longer = [*shown, *(kind for kind in more for _ in range(SHOWN_BLOCKS))]
+        waiting = max(waiting, _peak(setting, one, longer, _gradient_of)[1])
+    counts = Counter(kind for kind in kinds if kind.is_trained)
+    added = {kind: _added(setting, one, shown, kind) for kind in counts if kind in more or one.recomputes}
+    for kind, count in more.items():
+        _add(found, added[kind], count)
+    if one.recomputes:
+        larger = _recomputed_bytes(setting, one, counts, added)
+        _add(found, {"workspace": max(0, larger - sum(found.values()))})
+    return _with_waiting(setting, found, waiting)
 
 
 def loss_parts(setting: Setting, one: Pass) -> Parts:
-    """The same without a gradient."""
-    return _over_blocks(setting, one, _loss_of)
+    """The same without a gradient: a further block adds nothing."""
+    shown, _ = _shown(_kinds(setting, one), SHOWN_BLOCKS)
+    return _with_waiting(setting, *_peak(setting, one, shown, _loss_of))
 
 
 def update_parts(setting: Setting, optimizer: OptimizerName) -> Parts:
     """Of an optimizer's step: its state, the old and the new, and new parameters."""
-    return _over_blocks(replace(setting, optimizer=optimizer), _NO_PASS, _update_of)
+    setting = replace(setting, optimizer=optimizer)
+    shown, more = _shown(_kinds(setting, _NO_PASS), SHOWN_BLOCKS)
+    found, waiting = _peak(setting, _NO_PASS, shown, _update_of)
+    _carry_on(setting, shown, more, found, _update_of)
+    return _with_waiting(setting, found, waiting)
 
 
 def trained(setting: Setting) -> Trained:
     """How much learns, and what its optimizer remembers."""
-    parts = _over_blocks(setting, _NO_PASS, _trained_of, SHOWN_KEPT)
-    return Trained(parts["parameters"], parts["state"])
+    shown, more = _shown(_kinds(setting, _NO_PASS), SHOWN_COUNTED)
+    found, _ = _peak(setting, _NO_PASS, shown, _trained_of)
+    _carry_on(setting, shown, more, found, _trained_of)
+    return Trained(found["parameters"], found["state"])
 
 
 _NO_PASS = Pass(1, 2, 2, None, 0)
 
 
 def _gradient_of(setting: Setting, one: Pass) -> Parts:
-    own = _parameters(setting)
-    return peak_parts(gradient(setting.anatomy, own, one), setting.queue)
+    outputs, _ = gradient(setting.anatomy, _parameters(setting), one)
+    return peak_parts(outputs, setting.queue)
+
+
+def _kept_of(setting: Setting, one: Pass) -> Parts:
+    """What is held where the forward pass ends, and as the cause `left` where the backward pass does."""
+    outputs, hidden = gradient(setting.anatomy, _parameters(setting), one)
+    return kept_parts(outputs, hidden) | {"left": sum(array.nbytes for array in outputs)}
 
 
 def _loss_of(setting: Setting, one: Pass) -> Parts:
@@ -122,30 +155,69 @@ def _parameters(setting: Setting) -> Parameters:
     return Parameters(setting.mode, setting.rank, setting.targets)
 
 
-def _over_blocks(
-    setting: Setting, one: Pass, measure: Callable[[Setting, Pass], Parts], few: int | None = None
-) -> Parts:
-    """What `measure` finds for all blocks, from graphs of `few` of each kind and of twice as many."""
-    few = few or SHOWN_BLOCKS
+Measure = Callable[[Setting, Pass], Parts]
+
+
+def _peak(setting: Setting, one: Pass, shown: Sequence[_Kind], measure: Measure) -> tuple[Parts, int]:
+    """What `measure` finds for these blocks, and how many bytes wait on top of that."""
+    found = dict(_measured(_with(setting, shown), _of(one, shown), measure))
+    return found, found.pop("waiting", 0)
+
+
+def _with_waiting(setting: Setting, found: Parts, waiting: int) -> Parts:
+    most = setting.queue.most_bytes
+    return found if most is None else _add(found, {"workspace": min(waiting, most)})
+
+
+def _added(setting: Setting, one: Pass, shown: Sequence[_Kind], kind: _Kind) -> Parts:
+    """What one more of these blocks adds to the peak of a gradient."""
+    fewer, _ = _peak(setting, one, shown, _kept_of)
+    more, _ = _peak(setting, one, [*shown, kind], _kept_of)
+    kept = _grown(fewer, more)
+    left = kept.pop("left")
+    return kept if _total(kept) >= left else {"gradients": left}
+
+
+def _recomputed_bytes(
+    setting: Setting, one: Pass, counts: Counter[_Kind], added: Mapping[_Kind, Parts]
+) -> int:
+    """The peak as a graph of more blocks has it, carried back or on to as many as there are."""
+    at_once = setting.queue.most_bytes is not None
+    queue, most = (AT_ONCE, SHOWN_RECOMPUTED_AT_ONCE) if at_once else (setting.queue, SHOWN_RECOMPUTED)
+    each = -(-most // len(counts))
+    found, _ = _peak(replace(setting, queue=queue), one, [*counts] * each, _gradient_of)
+    return _total(found) + sum(_total(added[kind]) * (count - each) for kind, count in counts.items())
+
+
+def _carry_on(
+    setting: Setting, shown: Sequence[_Kind], more: Mapping[_Kind, int], found: Parts, measure: Measure
+) -> None:
+    """Add the other blocks, from what as many as are shown of each kind add to them."""
+    first = dict(found)
+    for kind, count in more.items():
+        few = sum(one == kind for one in shown)
+        longer, _ = _peak(setting, _NO_PASS, [*shown, *[kind] * few], measure)
+        _add(found, {cause: size * count // few for cause, size in _grown(first, longer).items()})
+
+
+def _grown(fewer: Parts, more: Parts) -> Parts:
+    return {cause: max(0, size - fewer.get(cause, 0)) for cause, size in more.items()}
+
+
+def _add(found: Parts, added: Parts, count: int = 1) -> Parts:
+    for cause, size in added.items():
+        found[cause] = found.get(cause, 0) + size * count
+    return found
+
+
+def _total(parts: Parts) -> int:
+    return sum(parts.values())
+
+
+def _kinds(setting: Setting, one: Pass) -> list[_Kind]:
     blocks = setting.anatomy.blocks
     frozen = len(blocks) - setting.trained_blocks
-    kinds = [_Kind(_alike(block, one.width), number >= frozen) for number, block in enumerate(blocks)]
-    shown, more = _shown(kinds, few)
-    first = _measured(_with(setting, shown), _of(one, shown), measure)
-    found = dict(first)
-    waiting = found.pop("waiting", 0)
-    for kind, count in more.items():
-        longer = [*shown, *[kind] * few]
-        with_more = dict(_measured(_with(setting, longer), _of(one, longer), measure))
-        waiting = max(waiting, with_more.pop("waiting", 0))  # of the last primitives, however many there are
-        added = {cause: max(0, size - first.get(cause, 0)) for cause, size in with_more.items()}
-        grown = max(0, sum(with_more.values()) - sum(first.values()) + first.get("waiting", 0))
-        share = grown / sum(added.values()) if any(added.values()) else 0.0
-        for cause, size in added.items():
-            found[cause] = found.get(cause, 0) + round(size * share * count / few)
-    if waiting:
-        found["workspace"] = found.get("workspace", 0) + waiting
-    return found
+    return [_Kind(_alike(block, one.width), number >= frozen) for number, block in enumerate(blocks)]
 
 
 def _alike(block: Block, width: int) -> Block:
@@ -158,23 +230,20 @@ def _alike(block: Block, width: int) -> Block:
 
 def _shown(kinds: Sequence[_Kind], few: int) -> tuple[list[_Kind], dict[_Kind, int]]:
     """The blocks of a graph in their order, and how many more of which kinds the model has."""
-    counts: dict[_Kind, int] = {}
-    shown: list[_Kind] = []
-    for kind in kinds:
-        counts[kind] = counts.get(kind, 0) + 1
-    left = {kind: _shown_of(kind, count, few) for kind, count in counts.items()}
+    counts = Counter(kinds)
+    trained = {kind.block: count for kind, count in counts.items() if kind.is_trained}
+    left = {kind: min(count, few) for kind, count in counts.items() if kind.is_trained}
     more = {kind: count - left[kind] for kind, count in counts.items() if kind.is_trained}
+    # Frozen blocks take nothing that trained ones do not: they are shown where there are few of those.
+    for kind, count in counts.items():
+        if not kind.is_trained:
+            left[kind] = min(count, max(few - trained.get(kind.block, 0), 0))
+    shown: list[_Kind] = []
     for kind in kinds:
         if left[kind]:
             shown.append(kind)
             left[kind] -= 1
     return shown, {kind: count for kind, count in more.items() if count}
-
-
-def _shown_of(kind: _Kind, count: int, few: int) -> int:
-    if not kind.is_trained:
-        return min(count, SHOWN_FROZEN)
-    return count if count <= 2 * few else few
 
 
 def _with(setting: Setting, shown: Sequence[_Kind]) -> Setting:

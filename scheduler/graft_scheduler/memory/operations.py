@@ -255,22 +255,14 @@ def matmul(one: Array, other: Array) -> Array:
 
 
 def addmm(summand: Array, one: Array, other: Array) -> Array:
-    """`summand + one @ other`, with a gradient of `other` for every row of the batch apart."""
+    """`summand + one @ other`, of rows end to end: (n, m), (n, k) and (k, m)."""
 
     def backward(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
         _, left, right = out.inputs
-        made: list[Array] = []
-        for place in places:
-            if place == 0:
-                made.append(given[0])
-            elif place == 1:
-                made.append(matmul(given[0], turned(right)))
-            else:
-                made.append(matmul(turned(left), given[0]))
-        return made
+        made = [given[0], matmul(given[0], turned(right)), matmul(turned(left), given[0])]
+        return [made[place] for place in places]
 
-    wide = broadcast(other, (*one.shape[:-2], *other.shape))
-    return Array(summand.shape, summand.itemsize, (summand, one, wide), Storage.NEW, backward)
+    return Array(summand.shape, summand.itemsize, (summand, one, other), Storage.NEW, backward)
 
 
 def turned(array: Array) -> Array:

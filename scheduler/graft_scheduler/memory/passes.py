@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from graft_scheduler.anatomy import Anatomy, Block
 from graft_scheduler.memory import kernels
@@ -20,18 +21,20 @@ SHOWN_CHUNKS = 3
 class Pass:
     """One micro-batch through a model."""
 
-    rows: int
+    rows: float
     width: int
-    learned: int
+    learned: float
     """Tokens with a loss."""
-    chunk: int | None
+    chunk: float | None
     """Tokens whose logits are computed at once; all without."""
     trained_blocks: int
     recomputes: bool = False
 
 
-def gradient(anatomy: Anatomy, own: Parameters, one: Pass) -> list[Array]:
-    """The loss of a micro-batch and the gradient of everything that is trained."""
+def gradient(anatomy: Anatomy, own: Parameters, one: Pass) -> tuple[list[Array], Array]:
+    """The loss of a micro-batch and the gradient of everything that is trained; and the hidden states
+    that the output matrix reads: once these are computed, all lies there that the backward pass reads.
+    """
     hidden = _hidden(anatomy, own, one)
     with caused("logits"):
         loss = _loss(anatomy, own, one, hidden, learns=True)
@@ -39,7 +42,7 @@ def gradient(anatomy: Anatomy, own: Parameters, one: Pass) -> list[Array]:
     gradients = vjp([loss], [op.ready((), FLOAT32)], primals)
     for array in gradients:
         _name(array, "gradients")
-    return [loss, *gradients]
+    return [loss, *gradients], hidden
 
 
 def _name(array: Array, cause: str) -> None:
@@ -51,6 +54,7 @@ def _name(array: Array, cause: str) -> None:
 
 def evaluation(anatomy: Anatomy, own: Parameters, one: Pass) -> list[Array]:
     """The loss of a micro-batch alone."""
+    own.is_differentiated = False
     hidden = _hidden(anatomy, own, one)
     with caused("logits"):
         return [_loss(anatomy, own, one, hidden, learns=False)]
@@ -59,8 +63,7 @@ def evaluation(anatomy: Anatomy, own: Parameters, one: Pass) -> list[Array]:
 def _hidden(anatomy: Anatomy, own: Parameters, one: Pass) -> Array:
     """The states that the output matrix reads, for every token."""
     shape = (one.rows, one.width, anatomy.hidden)
-    everything = own.mode.learns_base and one.trained_blocks == len(anatomy.blocks)
-    own.is_trained = everything
+    own.is_trained = own.mode.learns_ends
     own.scope = ""
     table = own.weight("embedding", (anatomy.vocabulary, anatomy.hidden))
     x = op.gather([table, op.ready(shape[:2], 4)], shape, own.mode.itemsize)
@@ -77,7 +80,7 @@ def _hidden(anatomy: Anatomy, own: Parameters, one: Pass) -> Array:
             if one.recomputes and number >= frozen
             else forward_block(block, x, own)
         )
-    own.scope, own.is_trained = "", everything
+    own.scope, own.is_trained = "", own.mode.learns_ends
     return norm(x, anatomy.norm, "final_norm", own)
 
 
@@ -103,8 +106,8 @@ def _loss(anatomy: Anatomy, own: Parameters, one: Pass, hidden: Array, *, learns
         return _plain_loss(anatomy, own, hidden)
     flat = op.view(hidden, (one.rows * one.width, anatomy.hidden))
     chosen = op.gather([flat, op.ready((one.learned,), 4)], (one.learned, anatomy.hidden), hidden.itemsize)
-    sizes = [min(one.chunk, one.learned - place) for place in range(0, one.learned, one.chunk)]
-    sizes = sizes[:SHOWN_CHUNKS]  # the others come after them, and take no more
+    # The last counts as a full one, lest the peak falls where it is begun; more take no more.
+    sizes = [min(one.chunk, one.learned)] * min(SHOWN_CHUNKS, ceil(one.learned / one.chunk))
     if not learns:
         return _forward_chunks(anatomy, own, chosen, sizes)
     if own.mode.learns_base and own.is_trained:
@@ -146,11 +149,11 @@ def _picked(logits: Array, places: Array) -> Array:
     return op.gather([logits, places], places.shape, FLOAT32)
 
 
-def _slice(array: Array, size: int) -> Array:
+def _slice(array: Array, size: float) -> Array:
     return op.part(array, (size, *array.shape[1:]))
 
 
-def _forward_chunks(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Sequence[int]) -> Array:
+def _forward_chunks(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Sequence[float]) -> Array:
     total = op.ready((), FLOAT32)
     for place, size in enumerate(sizes):
         part = _slice(hidden, size)
@@ -160,7 +163,7 @@ def _forward_chunks(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Seq
     return total
 
 
-def _chunks_with_gradient(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Sequence[int]) -> Array:
+def _chunks_with_gradient(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Sequence[float]) -> Array:
     source = op.stop_gradient(hidden)
     total = op.ready((), FLOAT32)
     gradients: list[Array] = []
@@ -206,7 +209,7 @@ def _chunk(anatomy: Anatomy, own: Parameters, hidden: Array) -> tuple[Array, Arr
     return op.total(op.multiply(losses, op.ready((size, 1), FLOAT32))), scaled
 
 
-def _learning_chunks(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Sequence[int]) -> Array:
+def _learning_chunks(anatomy: Anatomy, own: Parameters, hidden: Array, sizes: Sequence[float]) -> Array:
     name, shape = _head(anatomy)
     weight = own.weight(name, shape)
     total = op.ready((), FLOAT32)

@@ -14,12 +14,14 @@ WAITING_BYTES = {Backend.METAL: 512 * MIB, Backend.CUDA: 2048 * MIB}
 """What a GPU may have waiting to be given back, beside what it computes with. With 512 MB an H100
 takes a quarter longer than unbounded, when it holds half as much again."""
 QUEUES: dict[Backend, Queue] = {
-    # Every primitive is one step and its release another; ten steps are a task (backend/cpu/encoder.h).
-    Backend.CPU: Queue(steps_per_task=10, steps_per_primitive=2, steps_per_view=1),
+    # Every primitive is one step and its release another; ten steps are a task (backend/cpu/encoder.h),
+    # ten tasks may be unfinished, and of the one that is being filled half counts: where a task ends
+    # depends on all that came before, and a larger job must not take less for that.
+    Backend.CPU: Queue(lag=105, steps_per_primitive=2, steps_per_view=1),
     # A GPU lags behind by hundreds of primitives, and MLX would hold gigabytes for them; the engine sets
     # MLX's limit so that it waits when more than this lies there. Not measured on Metal.
-    Backend.METAL: Queue(steps_per_task=50, most_bytes=WAITING_BYTES[Backend.METAL]),
-    Backend.CUDA: Queue(steps_per_task=20, most_bytes=WAITING_BYTES[Backend.CUDA]),
+    Backend.METAL: Queue(lag=525, most_bytes=WAITING_BYTES[Backend.METAL]),
+    Backend.CUDA: Queue(lag=210, most_bytes=WAITING_BYTES[Backend.CUDA]),
 }
 METAL_ATTENTION_DIMS = frozenset({64, 80, 96, 128})
 """Head widths whose attention has a fused gradient on Metal since MLX 0.32.4; not measured here."""
@@ -55,6 +57,7 @@ def setting_of(shape: Shape) -> Setting:
         fused_attention_dims=_fused_dims(shape),
         quantised=is_quantised,
         learns_base=shape.is_full,
+        learns_ends=shape.is_full and shape.trained_layers == model.num_layers,
         dropout=bool(job.adapter.dropout),
         dora=job.method is Method.DORA,
         dequantises=shape.backend is Backend.CUDA,

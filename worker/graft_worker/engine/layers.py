@@ -58,7 +58,9 @@ class ComputedLoRALinear(LoRALinear):
         scaled = self.scale * self.lora_b  # of the small matrix: its gradient is scaled there too
         if z.dtype != y.dtype:
             return y + (z @ scaled).astype(y.dtype)
-        return mx.addmm(y, z, scaled)
+        # Of rows end to end: else B's gradient is made for every row of the batch apart, and then summed.
+        flat = mx.addmm(y.reshape(-1, y.shape[-1]), z.reshape(-1, z.shape[-1]), scaled)
+        return flat.reshape(y.shape)
 
     def share(self, shared: SharedInput) -> None:
         """Read the input together with others."""
