@@ -210,10 +210,11 @@ def test_a_redis_that_hangs_for_three_leases_restarts_no_job_and_stalls_none(fle
 
 
 def test_records_that_nobody_can_read_stop_neither_queue_nor_listing(fleet: Fleet) -> None:
-    client, (worker,) = start(fleet, "one")
+    client, _ = start(fleet, "one")
     with connect(fleet.redis.url) as redis:
         transitions = Transitions(redis)
-        worker.signal(signal.SIGSTOP)  # lest it reads a record before it is spoiled
+        for service in fleet.services:  # lest one of them reads a record before it is spoiled
+            service.signal(signal.SIGSTOP)
         store_id = open_store(client.settings.store_url).id
         for number, name in enumerate(("badsize", "badspec"), start=1):
             request = Request(demands={"cpu": Demand.of(number)}, store_id=store_id)
@@ -221,7 +222,8 @@ def test_records_that_nobody_can_read_stop_neither_queue_nor_listing(fleet: Flee
         redis.hset(keys.job(JobId("badspec")), "spec", '{"kind": "count", "version": 2}')
         group = str(redis.hget(keys.job(JobId("badsize")), "grouped")).partition(":")[0]
         redis.hset(keys.GROUP_REQUESTS, group, '["{}", "", "", "", ""]')
-        worker.signal(signal.SIGCONT)
+        for service in fleet.services:
+            service.signal(signal.SIGCONT)
 
         assert client.submit(CountJob(steps=1)).wait(30).state is JobState.COMPLETED
         eventually(lambda: redis.hget(keys.job(JobId("badspec")), "state") == "failed")
@@ -303,7 +305,7 @@ def test_a_worker_that_comes_back_does_not_wait_for_its_old_lease(fleet: Fleet) 
 
 def test_a_result_that_could_not_be_handed_over_is_not_computed_again(fleet: Fleet) -> None:
     client, (worker,) = start(fleet, "one")
-    job = client.submit(CountJob(steps=10)).id
+    job = client.submit(CountJob(steps=100)).id
     done = fleet.attempt_dir("one", job, 1) / "DONE"
     wait_running(client, job)
     fleet.redis.kill()
