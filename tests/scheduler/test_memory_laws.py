@@ -12,7 +12,7 @@ from graft_scheduler.memory import Backend, estimate_peak
 from tests.scheduler.models import make_model
 from tests.scheduler.plans import job
 
-EXAMPLES = settings(max_examples=8, deadline=None, derandomize=True)
+EXAMPLES = settings(max_examples=5, deadline=None, derandomize=True)
 """An estimate that was not made before takes about 0.1 s. With `derandomize=False` and many examples
 this looks for new counterexamples."""
 
