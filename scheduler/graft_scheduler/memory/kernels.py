@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graft_scheduler.memory.arrays import Array, Shape, Storage, siblings
+from graft_scheduler.memory.arrays import Array, Backward, Shape, Storage, siblings
 from graft_scheduler.memory.operations import (
     SCALAR,
     add,
@@ -33,19 +33,19 @@ def custom(
         found = backward(out.inputs[:count], given, out.outputs)
         return [found[place] if place < count else zeros_like(out.inputs[place]) for place in places]
 
-    outputs = []
-    for one in made:
-        output = Array(one.shape, one.itemsize, (*inputs, *made), Storage.VIEW, back)
-        output.source = one
-        outputs.append(output)
-    return siblings(*outputs)
+    return _renamed(made, (*inputs, *made), back)
 
 
 def depends(arrays: Sequence[Array], on: Sequence[Array]) -> tuple[Array, ...]:
     """`arrays`, not before `on` are computed."""
+    return _renamed(arrays, (*arrays, *on), _passed)
+
+
+def _renamed(arrays: Sequence[Array], inputs: tuple[Array, ...], backward: Backward) -> tuple[Array, ...]:
+    """The same memory by new names, the outputs of one primitive of `inputs`."""
     outputs = []
     for one in arrays:
-        output = Array(one.shape, one.itemsize, (*arrays, *on), Storage.VIEW, _passed)
+        output = Array(one.shape, one.itemsize, inputs, Storage.VIEW, backward)
         output.source = one
         outputs.append(output)
     return siblings(*outputs)

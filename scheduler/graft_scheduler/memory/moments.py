@@ -14,7 +14,7 @@ from functools import lru_cache
 from graft_scheduler.anatomy import Anatomy, Attention, Block
 from graft_scheduler.hyperparameters import BY_ELEMENT, OptimizerName
 from graft_scheduler.memory.arrays import Array, Shape
-from graft_scheduler.memory.forward import Mode, Parameters
+from graft_scheduler.memory.layers import Mode, Parameters
 from graft_scheduler.memory.liveness import AT_ONCE, Queue, kept_parts, peak_parts
 from graft_scheduler.memory.passes import Pass, evaluation, gradient
 from graft_scheduler.memory.updates import update
@@ -81,7 +81,7 @@ def gradient_parts(setting: Setting, one: Pass, *, is_packed: bool = False) -> P
         _add(found, added[kind], count)
     if one.recomputes:
         larger = _recomputed_bytes(setting, one, counts, added)
-        _add(found, {"workspace": max(0, larger - sum(found.values()))})
+        _add(found, {"workspace": max(0, larger - _total(found))})
     return _with_waiting(setting, found, waiting)
 
 
@@ -259,5 +259,5 @@ def _of(one: Pass, shown: Sequence[_Kind]) -> Pass:
 
 
 @lru_cache(CACHED)
-def _measured(setting: Setting, one: Pass, measure: Callable[[Setting, Pass], Parts]) -> Parts:
+def _measured(setting: Setting, one: Pass, measure: Measure) -> Parts:
     return measure(setting, one)

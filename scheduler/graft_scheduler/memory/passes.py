@@ -10,7 +10,8 @@ from graft_scheduler.anatomy import Anatomy, Block
 from graft_scheduler.memory import kernels
 from graft_scheduler.memory import operations as op
 from graft_scheduler.memory.arrays import Array, Shape, caused
-from graft_scheduler.memory.forward import FLOAT32, Parameters, forward_block, norm
+from graft_scheduler.memory.forward import forward_block
+from graft_scheduler.memory.layers import FLOAT32, Parameters, norm
 from graft_scheduler.memory.vjp import vjp
 
 SHOWN_CHUNKS = 3

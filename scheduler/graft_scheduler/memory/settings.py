@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graft_scheduler.hyperparameters import Method
-from graft_scheduler.memory.forward import Mode
+from graft_scheduler.memory.layers import Mode
 from graft_scheduler.memory.liveness import Queue
 from graft_scheduler.memory.moments import Setting
 from graft_scheduler.memory.resident import quantised_to

@@ -24,7 +24,8 @@ from graft_scheduler.memory import Backend, passes
 from graft_scheduler.memory import operations as op
 from graft_scheduler.memory.arrays import Array
 from graft_scheduler.memory.cuts import chunk_tokens
-from graft_scheduler.memory.forward import Mode, Parameters, feed, forward_block, mix, norm
+from graft_scheduler.memory.forward import feed, forward_block, mix
+from graft_scheduler.memory.layers import Mode, Parameters, norm
 from graft_scheduler.memory.liveness import Memory
 from graft_scheduler.memory.settings import QUEUES
 from graft_scheduler.memory.updates import update

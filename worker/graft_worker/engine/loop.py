@@ -77,9 +77,8 @@ class Loop:
         self._kept = self.layout.pack(task.adapted.take())
         mx.eval(self._kept)
         self._optimizer = GroupedOptimizer(task.spec.optimizer, self._kept)
-        mx.eval(
-            self._optimizer.state
-        )  # so that the first step, and what is tried before it, has it beside it
+        # So that the first step, and what is tried before it, has the state beside it.
+        mx.eval(self._optimizer.state)
         self._recent: deque[StepSums] = deque(maxlen=SMOOTHED_STEPS)
         self._earlier_seconds = earlier_seconds
         self._saved_step = 0
