@@ -36,6 +36,11 @@ class Lengths:
         return self.tokens[-1]
 
     @property
+    def shortest(self) -> int:
+        """No row is shorter; 1 where that is not known of all of them."""
+        return self.tokens[0] if self.is_counted and len(self.tokens) == self.rows else 1
+
+    @property
     def mean(self) -> float:
         return sum(self.tokens) / len(self.tokens)
 

@@ -16,16 +16,13 @@ from graft_scheduler.hyperparameters import Method
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.lengths import Lengths
 from graft_scheduler.memory import Backend, MemoryEstimate, estimate_peak
-from graft_scheduler.memory.cuts import HEIGHTS, padded
+from graft_scheduler.memory.cuts import HEIGHTS, OVERHEAD_TOKENS, padded
 
 CPU_TOKENS = 256
 """Computed at once on the CPU, where more is no faster: a small model needs a second for them, and a
 stop must wait as long."""
 MAX_TOKENS = 16_384
 """More at once make no GPU faster."""
-OVERHEAD_TOKENS: dict[Backend, int] = {Backend.METAL: 48, Backend.CUDA: 256, Backend.CPU: 8}
-"""What one more micro-batch costs, in tokens. About where a chip has enough to do: 26-38 tokens on
-M1-M4, 98 on an M5, 165 on an H200, by a roofline of public figures."""
 RECOMPUTE_COST = 1.5
 """With gradient checkpointing the forward pass is made twice, of what were a forward and a backward
 pass through frozen weights;"""
@@ -86,8 +83,14 @@ def fastest_cut(question: Question, budget_bytes: int | None = None) -> CutPlan 
 
 
 def smallest_cut(question: Question) -> CutPlan:
-    """The cut with the lowest peak: a row at a time, with gradient checkpointing where that is left to us."""
-    return _plan(question, StepCut(_token_options(question)[0], _recompute_options(question)[-1]))
+    """The cut with the lowest peak: a row at a time, with gradient checkpointing where that is left to us.
+
+    In a full fine-tune a whole step at once may take less: there is no sum of gradients beside its own.
+    """
+    sizes, recomputes = _token_options(question), _recompute_options(question)[-1]
+    tried = {sizes[0], sizes[-1]} if question.job.method is Method.FULL else {sizes[0]}
+    plans = [_plan(question, StepCut(size, recomputes)) for size in sorted(tried)]
+    return min(plans, key=lambda plan: plan.peak_bytes)
 
 
 def _recompute_options(question: Question) -> Sequence[bool]:
@@ -131,7 +134,8 @@ def _largest_fitting(
 
 def _plan(question: Question, cut: StepCut) -> CutPlan:
     job = with_cut(question.job, cut)
-    estimate = estimate_peak(question.model, job, question.lengths.longest, question.backend)
+    found = question.lengths
+    estimate = estimate_peak(question.model, job, found.longest, question.backend, found.shortest)
     return CutPlan(
         cut, estimate, round(estimate.total_bytes * question.factor), _relative_time(question, cut)
     )

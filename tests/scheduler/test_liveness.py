@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from graft_scheduler.memory import kernels
 from graft_scheduler.memory import operations as op
 from graft_scheduler.memory.arrays import Array, siblings
-from graft_scheduler.memory.liveness import AT_ONCE, MAX_WIDTH, Memory, Queue, order, peak_parts
+from graft_scheduler.memory.liveness import AT_ONCE, MAX_WIDTH, Memory, Queue, order, peak_parts, tape_of
 from graft_scheduler.memory.vjp import vjp
 
 EXAMPLES = settings(max_examples=60, deadline=None)
@@ -37,7 +37,7 @@ def chain(array: Array, length: int, step: Callable[[Array], Array] = apart) -> 
 
 def evaluated(*outputs: Array, owned: tuple[Array, ...] = (), queue: Queue = AT_ONCE) -> Memory:
     memory = Memory(queue)
-    memory.evaluate(outputs, owned)
+    memory.evaluate(tape_of(outputs), owned)
     return memory
 
 
@@ -151,8 +151,8 @@ def test_primitives_of_two_steps_lag_half_as_long() -> None:
 def test_what_waits_is_told_apart_where_it_is_bounded() -> None:
     outputs = [chain(given_array(), 20)]
 
-    assert sum(peak_parts(outputs, Queue(lag=1000)).values()) == 20 * MIB
-    parts = peak_parts(outputs, Queue(lag=1000, most_bytes=3 * MIB))
+    assert sum(peak_parts(tape_of(outputs), Queue(lag=1000)).values()) == 20 * MIB
+    parts = peak_parts(tape_of(outputs), Queue(lag=1000, most_bytes=3 * MIB))
     assert parts.pop("waiting") == 18 * MIB
     assert sum(parts.values()) == 2 * MIB
 
@@ -161,7 +161,7 @@ def test_no_lag_outlives_an_evaluation() -> None:
     memory = Memory(Queue(lag=1000))
 
     for _ in range(5):
-        memory.evaluate([chain(given_array(), 4)])
+        memory.evaluate(tape_of([chain(given_array(), 4)]))
 
     assert memory.live_bytes == 5 * MIB  # the outputs
 

@@ -16,6 +16,8 @@ from graft_scheduler.memory import (
     estimate_peak,
     moments,
 )
+from graft_scheduler.memory.cuts import largest_cuts
+from graft_scheduler.memory.shape import Shape
 from tests.scheduler import plans
 from tests.scheduler.models import make_model
 
@@ -103,6 +105,34 @@ def test_a_step_of_one_row_holds_one_gradient_less() -> None:
     ]
 
     assert gradients[1] - gradients[0] == 4928 * 8 * 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("shortest", "gradients", "changes"),
+    [
+        (256, 1, {}),
+        (254, 1, {}),  # 6 tokens of padding are less than another micro-batch costs
+        (253, 2, {}),
+        (1, 2, {}),
+        (1, 1, {"batching": "padded"}),
+        (256, 2, {"batching": "packed"}),
+    ],
+)
+def test_a_step_that_is_never_parted_holds_one_gradient(
+    shortest: int, gradients: int, changes: dict[str, str]
+) -> None:
+    spec = job(batch_size=4, micro_batch_tokens=1024, compute={"compile": False, **changes})
+
+    cuts = largest_cuts(Shape(TINY, spec, Backend.CPU), 255, shortest - 1)
+
+    assert max(cut.held_gradients for cut in cuts) == gradients
+
+
+def test_a_step_that_does_not_fit_is_parted_though_its_rows_are_alike() -> None:
+    alike = estimate_peak(TINY, job(method="full", batch_size=2), 256, Backend.CPU, 256)
+    parted = estimate_peak(TINY, job(method="full", batch_size=3), 256, Backend.CPU, 256)
+
+    assert parted.parts["gradients"] > 1.9 * alike.parts["gradients"]
 
 
 def test_dropout_keeps_a_copy_of_what_every_adapter_reads() -> None:

@@ -46,8 +46,8 @@ class Array:
         "inputs",
         "is_ready",
         "itemsize",
-        "outputs",
         "shape",
+        "siblings",
         "source",
         "storage",
         "strided_bytes",
@@ -75,8 +75,13 @@ class Array:
         self.strided_bytes = 0
         """What a copy of it takes, if its elements do not lie in the order of its axes."""
         self.source = inputs[0] if storage is Storage.VIEW else None
-        self.outputs: tuple[Array, ...] = (self,)
+        self.siblings: tuple[Array, ...] = ()
+        """All that the primitive makes, this array too; empty where it makes nothing else."""
+
+    @property
+    def outputs(self) -> tuple[Array, ...]:
         """All that the primitive makes."""
+        return self.siblings or (self,)
 
     @property
     def nbytes(self) -> int:
@@ -86,5 +91,5 @@ class Array:
 def siblings(*arrays: Array) -> tuple[Array, ...]:
     """Declare these the outputs of one primitive."""
     for array in arrays:
-        array.outputs = arrays
+        array.siblings = arrays
     return arrays

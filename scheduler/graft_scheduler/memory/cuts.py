@@ -14,6 +14,10 @@ HEIGHTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 PACKED_WIDTH = 1024
 """Packed lines are filled up to this, or to the longest row: longer ones pay for attention they do
 not use."""
+OVERHEAD_TOKENS: dict[Backend, int] = {Backend.METAL: 48, Backend.CUDA: 256, Backend.CPU: 8}
+"""What one more micro-batch costs, in tokens: rows are computed apart where that spares more padding.
+About where a chip has enough to do: 26-38 tokens on M1-M4, 98 on an M5, 165 on an H200, by a roofline
+of public figures."""
 CHUNK_LOGITS = 1 << 24
 """Logits that the chunked loss makes at once: 64 MiB in float32."""
 MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 32, 512
@@ -38,16 +42,16 @@ class Cut:
         return self.tokens / self.width
 
 
-def largest_cuts(shape: Shape, longest: int) -> list[Cut]:
+def largest_cuts(shape: Shape, longest: int, shortest: int = 1) -> list[Cut]:
     """The micro-batches of which one is the dearest: a whole step, or most of one that was parted.
 
-    `longest` is the width of the longest row. Rows of different lengths may be computed apart
+    `longest` and `shortest` are widths of rows. Rows of different lengths may be computed apart
     though they fit together, and more of them at once where they are shorter.
     """
     job, width = shape.job, padded(longest, shape.backend)
     budget, rows = token_budget(shape, longest), job.batch_rows
     cuts = [_filled(shape, width, rows, budget, 1)]
-    if rows > 1:
+    if rows > 1 and not (width * rows <= budget and _never_parts(shape, width, shortest)):
         cuts.append(_filled(shape, width, rows - 1, budget, 2))
     if job.compute.batching is Batching.PACKED:  # or not packed, where the model does not allow it
         cuts.append(_packed_cut(shape, longest, budget))
@@ -59,6 +63,18 @@ def evaluated_cut(shape: Shape, longest: int) -> Cut:
     width, budget = padded(longest, shape.backend), token_budget(shape, longest)
     asked = shape.job.evaluation.rows
     return Cut(budget, width) if asked is None else _filled(shape, width, max(1, asked), budget, 1)
+
+
+def _never_parts(shape: Shape, width: int, shortest: int) -> bool:
+    """Whether any rows that fit together are computed together: they are about as wide, and nothing else
+    than their width tells them apart, as it may where shapes are compiled.
+    """
+    batching, spared = shape.job.compute.batching, width - padded(shortest, shape.backend)
+    if batching is Batching.BUCKETED:
+        is_whole = spared * (shape.job.batch_rows - 1) < OVERHEAD_TOKENS[shape.backend]
+    else:
+        is_whole = batching is Batching.PADDED
+    return is_whole and not _compiles(shape)
 
 
 def _filled(shape: Shape, width: int, rows: int, budget: int, held: int) -> Cut:

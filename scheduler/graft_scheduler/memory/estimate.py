@@ -68,21 +68,28 @@ class MemoryEstimate:
 
 
 def estimate_peak(
-    model: BaseModel, job: TrainJob, longest_tokens: int | None = None, backend: Backend | None = None
+    model: BaseModel,
+    job: TrainJob,
+    longest_tokens: int | None = None,
+    backend: Backend | None = None,
+    shortest_tokens: int = 1,
 ) -> MemoryEstimate:
     """The most memory that a runner's arrays take while `job` trains on `model`.
 
     Without a `backend` it is the dearest one's: enough for any host. `longest_tokens` is the data's
     longest row; without it rows are taken to reach `max_length`. A job that leaves its cut to the
-    host is taken to compute a whole step at once, with no gradient checkpointing.
+    host is taken to compute a whole step at once, with no gradient checkpointing. Where no row is
+    much shorter than the longest, all rows of a step are computed together if they fit: one
+    gradient lies there then, not two.
     """
     if backend is None:
-        return max((estimate_peak(model, job, longest_tokens, one) for one in Backend), key=_total)
+        each = (estimate_peak(model, job, longest_tokens, one, shortest_tokens) for one in Backend)
+        return max(each, key=_total)
     shape = Shape(model, job, backend)
     longest = max(1, min(longest_tokens or job.max_length, job.max_length) - 1)
     setting = setting_of(shape)
     learns = trained(setting)
-    trained_at_once = largest_cuts(shape, longest)
+    trained_at_once = largest_cuts(shape, longest, max(1, min(shortest_tokens - 1, longest)))
     moments = [("gradient", _at_gradient(shape, setting, learns, cut)) for cut in trained_at_once]
     evaluated = evaluated_cut(shape, longest)
     if not any(_covers(one, evaluated) for one in trained_at_once):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from graft_scheduler.memory.arrays import Array, Storage
 
@@ -27,38 +28,54 @@ def order(outputs: Sequence[Array]) -> list[Array]:
         else:
             array, start = tape[place], 0
             place += 1
-        for number in range(start, len(array.inputs)):
-            one = array.inputs[number]
+        inputs = array.inputs
+        for number in range(start, len(inputs)):
+            one = inputs[number]
             if one.is_ready:
                 continue
             if len(tape) - place >= MAX_WIDTH:
                 waiting.append((array, number))
                 break
-            left = uses[id(one)] - 1
-            for sibling in one.outputs:
-                uses[id(sibling)] = left
-            if left == 0:
-                for sibling in one.outputs:
-                    del uses[id(sibling)]
+            first = one.siblings[0] if one.siblings else one
+            left = uses[first] = uses[first] - 1
+            if not left:
+                del uses[first]
                 tape.append(one)
     return tape[:0:-1]
 
 
-def _count_uses(goal: Array) -> dict[int, int]:
-    uses: dict[int, int] = {}
-    stack = [(goal, 0)]
+def _count_uses(goal: Array) -> dict[Array, int]:
+    """How often what a primitive makes is read, by the first of its outputs."""
+    uses: dict[Array, int] = {}
+    stack = [goal]
     while stack:
-        array, place = stack.pop()
-        if place == len(array.inputs):
-            continue
-        stack.append((array, place + 1))
-        one = array.inputs[place]
-        known = uses.get(id(one))
-        for sibling in one.outputs:
-            uses[id(sibling)] = 1 if known is None else known + 1
-        if known is None and not one.is_ready:
-            stack.append((one, 0))
+        for one in stack.pop().inputs:
+            if one.is_ready:
+                continue
+            first = one.siblings[0] if one.siblings else one
+            if first in uses:
+                uses[first] += 1
+            else:
+                uses[first] = 1
+                stack.append(one)
     return uses
+
+
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """What has to be computed for some outputs, in its order."""
+
+    arrays: Sequence[Array]
+    readers: Mapping[Array, int]
+    """How often an array is read; once more if it is an output."""
+
+
+def tape_of(outputs: Sequence[Array]) -> Tape:
+    """To evaluate more than once."""
+    arrays = order(outputs)
+    readers = Counter(chain.from_iterable(array.inputs for array in arrays))
+    readers.update(outputs)
+    return Tape(arrays, readers)
 
 
 @dataclass(slots=True)
@@ -91,25 +108,25 @@ AT_ONCE = Queue(lag=0, steps_per_view=1)
 """Every primitive is computed before the next is looked at."""
 
 
-def kept_parts(outputs: Sequence[Array], until: Array) -> dict[str, int]:
-    """What is held where `until` was computed on the way to `outputs`, by cause."""
+def kept_parts(tape: Tape, until: Array) -> dict[str, int]:
+    """What is held where `until` was computed on the way, by cause."""
     memory = Memory(AT_ONCE)
-    memory.evaluate(outputs, until=until)
+    memory.evaluate(tape, until=until)
     return memory.live
 
 
-def peak_parts(outputs: Sequence[Array], queue: Queue, owned: Sequence[Array] = ()) -> dict[str, int]:
-    """What is held at the peak of evaluating `outputs`, by cause.
+def peak_parts(tape: Tape, queue: Queue, owned: Sequence[Array] = ()) -> dict[str, int]:
+    """What is held at the peak of an evaluation, by cause.
 
     Where only so much may wait to be given back, that is the peak without any waiting and, as the
     cause `waiting`, what waiting without bounds would add.
     """
     memory = Memory(queue)
-    memory.evaluate(outputs, owned)
+    memory.evaluate(tape, owned)
     if queue.most_bytes is None:
         return memory.parts
     at_once = Memory(AT_ONCE)
-    at_once.evaluate(outputs, owned)
+    at_once.evaluate(tape, owned)
     return at_once.parts | {"waiting": max(0, memory.peak_bytes - at_once.peak_bytes)}
 
 
@@ -135,84 +152,80 @@ class Memory:
         """What was held when it was most, by cause."""
         return dict(self._live if self._at_peak is None else self._at_peak)
 
-    def evaluate(
-        self, outputs: Sequence[Array], owned: Sequence[Array] = (), until: Array | None = None
-    ) -> None:
-        """Compute `outputs`, which stay; all that only they were made of goes, and what is `owned` too.
+    def evaluate(self, tape: Tape, owned: Sequence[Array] = (), until: Array | None = None) -> None:
+        """Compute the outputs, which stay; all that only they were made of goes, and what is `owned` too.
 
         Stops where `until` was computed, with all that is still to be read.
         """
-        tape = order(outputs)
-        readers: dict[int, int] = {}
-        for array in tape:
-            for one in array.inputs:
-                readers[id(one)] = readers.get(id(one), 0) + 1
-        for one in outputs:
-            readers[id(one)] = readers.get(id(one), 0) + 1
-        buffers = {id(one): self._allocate(one.nbytes, "optimizer") for one in owned}
-        for array in tape:
+        readers = dict(tape.readers)
+        buffers = {one: self._allocate(one.nbytes, "optimizer") for one in owned}
+        for array in tape.arrays:
             self._compute(array, readers, buffers)
             if array is until:
                 break
         self._finish(self._sent)
         self._sent = 0
 
-    def _compute(self, array: Array, readers: dict[int, int], buffers: dict[int, Buffer]) -> None:
-        for one in array.outputs:
-            buffers[id(one)] = self._place(one, readers, buffers)
-        own = buffers[id(array)]
+    def _compute(self, array: Array, readers: dict[Array, int], buffers: dict[Array, Buffer]) -> None:
+        outputs = array.siblings or (array,)
+        for one in outputs:
+            buffers[one] = self._place(one, readers, buffers)
+        if self._queue.lag:
+            self._send(array, buffers)
+        elif array.temporary_bytes:
+            self._free(self._allocate(array.temporary_bytes, array.cause, arrays=0))
+        for one in outputs:
+            if not readers.get(one):
+                self._leave(buffers.pop(one))
+        for one in array.inputs:
+            left = readers[one] = readers[one] - 1
+            if not left and one in buffers:
+                self._leave(buffers.pop(one))
+
+    def _send(self, array: Array, buffers: Mapping[Array, Buffer]) -> None:
+        """Keep what it reads and makes until it was computed."""
+        own = buffers[array]
         held = []
-        for one in (*array.inputs, *array.outputs[1:]):
-            buffer = buffers.get(id(one))
+        for one in (*array.inputs, *array.siblings[1:]):
+            buffer = buffers.get(one)
             if buffer is not None and buffer is not own:
                 buffer.pending += 1
                 held.append(buffer)
         if array.temporary_bytes:
-            temporary = self._allocate(array.temporary_bytes, array.cause)
-            temporary.arrays, temporary.pending = 0, 1
+            temporary = self._allocate(array.temporary_bytes, array.cause, arrays=0)
+            temporary.pending = 1
             held.append(temporary)
         queue = self._queue
         self._sent += queue.steps_per_view if array.storage is Storage.VIEW else queue.steps_per_primitive
         self._holds.append((self._sent, held))
         self._finish(self._sent - queue.lag)
-        for one in array.outputs:
-            if not readers.get(id(one)):
-                self._leave(buffers.pop(id(one)))
-        for one in array.inputs:
-            readers[id(one)] -= 1
-            if readers[id(one)] == 0 and id(one) in buffers:
-                self._leave(buffers.pop(id(one)))
 
-    def _place(self, array: Array, readers: dict[int, int], buffers: dict[int, Buffer]) -> Buffer:
-        if array.storage is Storage.VIEW:
+    def _place(self, array: Array, readers: Mapping[Array, int], buffers: Mapping[Array, Buffer]) -> Buffer:
+        storage = array.storage
+        if storage is Storage.VIEW:
             assert array.source is not None
-            buffer = buffers.get(id(array.source))
+            buffer = buffers.get(array.source)
             if buffer is None:  # of what lay there before
                 return Buffer(0)
             buffer.arrays += 1
             return buffer
-        if array.storage is Storage.REUSE:
+        nbytes = array.nbytes
+        if storage is Storage.REUSE:
             for one in array.inputs:
-                buffer = buffers.get(id(one))
-                if (
-                    buffer is not None
-                    and buffer.nbytes == array.nbytes
-                    and buffer.arrays == 1
-                    and not one.strided_bytes
-                    and not buffer.pending
-                    and readers[id(one)] == 1
-                ):
-                    buffer.arrays += 1
-                    return buffer
-        return self._allocate(array.nbytes, array.cause)
+                if readers[one] == 1:
+                    buffer = buffers.get(one)
+                    if buffer is not None and _is_free(buffer, one, nbytes):
+                        buffer.arrays += 1
+                        return buffer
+        return self._allocate(nbytes, array.cause)
 
-    def _allocate(self, nbytes: int, cause: str) -> Buffer:
+    def _allocate(self, nbytes: int, cause: str, arrays: int = 1) -> Buffer:
         self.live_bytes += nbytes
         self._live[cause] = self._live.get(cause, 0) + nbytes
         if self.live_bytes > self.peak_bytes:
             self.peak_bytes = self.live_bytes
             self._at_peak = None
-        return Buffer(nbytes, cause)
+        return Buffer(nbytes, cause, arrays)
 
     def _finish(self, steps: int) -> None:
         """So many steps are computed."""
@@ -232,3 +245,8 @@ class Memory:
             self.live_bytes -= buffer.nbytes
             self._live[buffer.cause] -= buffer.nbytes
             buffer.nbytes = 0
+
+
+def _is_free(buffer: Buffer, array: Array, nbytes: int) -> bool:
+    """Whether something as large may lie there, where nobody else reads the array."""
+    return buffer.nbytes == nbytes and buffer.arrays == 1 and not array.strided_bytes and not buffer.pending

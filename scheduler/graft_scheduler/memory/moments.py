@@ -15,7 +15,7 @@ from graft_scheduler.anatomy import Anatomy, Attention, Block
 from graft_scheduler.hyperparameters import BY_ELEMENT, OptimizerName
 from graft_scheduler.memory.arrays import Array, Shape
 from graft_scheduler.memory.layers import Mode, Parameters
-from graft_scheduler.memory.liveness import AT_ONCE, Queue, kept_parts, peak_parts
+from graft_scheduler.memory.liveness import AT_ONCE, Queue, Tape, kept_parts, peak_parts, tape_of
 from graft_scheduler.memory.passes import Pass, evaluation, gradient
 from graft_scheduler.memory.updates import update
 
@@ -27,6 +27,8 @@ changes with their number."""
 SHOWN_COUNTED = 2
 """Blocks of one kind where arrays are only counted."""
 CACHED = 8192
+CACHED_GRAPHS = 2
+"""The same one is asked first for its peak and then for what it keeps."""
 
 Parts = dict[str, int]
 """Bytes by cause."""
@@ -108,27 +110,42 @@ def trained(setting: Setting) -> Trained:
     return Trained(found["parameters"], found["state"])
 
 
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """Of a micro-batch's gradient."""
+
+    tape: Tape
+    hidden: Array
+    left_bytes: int
+    """What it leaves: the loss and the gradients."""
+
+
+@lru_cache(CACHED_GRAPHS)
+def _gradient(setting: Setting, one: Pass) -> _Graph:
+    outputs, hidden = gradient(setting.anatomy, _parameters(setting), one)
+    return _Graph(tape_of(outputs), hidden, sum(array.nbytes for array in outputs))
+
+
 _NO_PASS = Pass(1, 2, 2, None, 0)
 
 
 def _gradient_of(setting: Setting, one: Pass) -> Parts:
-    outputs, _ = gradient(setting.anatomy, _parameters(setting), one)
-    return peak_parts(outputs, setting.queue)
+    return peak_parts(_gradient(setting, one).tape, setting.queue)
 
 
 def _kept_of(setting: Setting, one: Pass) -> Parts:
     """What is held where the forward pass ends, and as the cause `left` where the backward pass does."""
-    outputs, hidden = gradient(setting.anatomy, _parameters(setting), one)
-    return kept_parts(outputs, hidden) | {"left": sum(array.nbytes for array in outputs)}
+    graph = _gradient(setting, one)
+    return kept_parts(graph.tape, graph.hidden) | {"left": graph.left_bytes}
 
 
 def _loss_of(setting: Setting, one: Pass) -> Parts:
-    return peak_parts(evaluation(setting.anatomy, _parameters(setting), one), setting.queue)
+    return peak_parts(tape_of(evaluation(setting.anatomy, _parameters(setting), one)), setting.queue)
 
 
 def _update_of(setting: Setting, one: Pass) -> Parts:
     outputs, owned = update(setting.optimizer, _kept_shapes(setting), is_fused=setting.mode.is_fused)
-    return peak_parts(outputs, setting.queue, owned)
+    return peak_parts(tape_of(outputs), setting.queue, owned)
 
 
 def _trained_of(setting: Setting, one: Pass) -> Parts:

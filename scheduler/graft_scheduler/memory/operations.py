@@ -341,6 +341,8 @@ def _binary(one: Array, other: Array, backward: Backward, itemsize: int | None =
 
 def _together(arrays: list[Array]) -> list[Array]:
     """Broadcast against each other."""
+    if all(array.shape == arrays[0].shape for array in arrays):
+        return arrays
     length = max(len(array.shape) for array in arrays)
     padded = [(1,) * (length - len(array.shape)) + array.shape for array in arrays]
     shape = tuple(max(sizes) for sizes in zip(*padded, strict=True))

@@ -15,42 +15,43 @@ KEPT_CAUSES = frozenset({"attention_scores", "logits"})
 
 def vjp(outputs: Sequence[Array], cotangents: Sequence[Array], primals: Sequence[Array]) -> list[Array]:
     """The cotangents of `primals`; those that do not matter get zeros."""
-    differentiated = {id(primal) for primal in primals}
-    seen = set(differentiated)
+    differentiated = set(primals)
+    seen = set(primals)
     tape: list[Array] = []
     for output in outputs:
         _record(output, seen, differentiated, tape)
-    found: dict[int, Array] = {}
-    for output, cotangent in zip(outputs, cotangents, strict=True):
-        found[id(output)] = cotangent
+    found = dict(zip(outputs, cotangents, strict=True))
     for array in reversed(tape):
-        places = tuple(place for place, one in enumerate(array.inputs) if id(one) in differentiated)
-        if not any(id(one) in found for one in array.outputs):
+        made = array.siblings or (array,)
+        if found.keys().isdisjoint(made):
             continue
-        given = [found.pop(id(one)) if id(one) in found else zeros_like(one) for one in array.outputs]
+        given = [found.pop(one) if one in found else zeros_like(one) for one in made]
+        inputs = array.inputs
+        places = tuple([place for place, one in enumerate(inputs) if one in differentiated])
         assert array.backward is not None, "no gradient goes through this primitive"
         with caused(array.cause if array.cause in KEPT_CAUSES else "workspace"):
             cotangents_of_inputs = array.backward(array, given, places)
         for place, cotangent in zip(places, cotangents_of_inputs, strict=True):
-            name = id(array.inputs[place])
-            found[name] = add(found[name], cotangent) if name in found else cotangent
-    return [found[id(primal)] if id(primal) in found else zeros_like(primal) for primal in primals]
+            one = inputs[place]
+            found[one] = add(found[one], cotangent) if one in found else cotangent
+    return [found[primal] if primal in found else zeros_like(primal) for primal in primals]
 
 
-def _record(output: Array, seen: set[int], differentiated: set[int], tape: list[Array]) -> None:
+def _record(output: Array, seen: set[Array], differentiated: set[Array], tape: list[Array]) -> None:
     """What lies between the primals and `output`, inputs first."""
-    if id(output) in seen:
+    if output in seen:
         return
-    stack = [(output, 0)]
-    seen.update(id(one) for one in output.outputs)
+    seen.update(output.outputs)
+    stack = [(output, iter(output.inputs))]
     while stack:
-        array, place = stack.pop()
-        if place < len(array.inputs):
-            stack.append((array, place + 1))
-            following = array.inputs[place]
-            if id(following) not in seen:
-                seen.update(id(one) for one in following.outputs)
-                stack.append((following, 0))
-        elif array.backward is not None and any(id(one) in differentiated for one in array.inputs):
-            tape.append(array)
-            differentiated.update(id(one) for one in array.outputs)
+        array, inputs = stack[-1]
+        for one in inputs:
+            if one not in seen:
+                seen.update(one.siblings or (one,))
+                stack.append((one, iter(one.inputs)))
+                break
+        else:
+            stack.pop()
+            if array.backward is not None and not differentiated.isdisjoint(array.inputs):
+                tape.append(array)
+                differentiated.update(array.siblings or (array,))

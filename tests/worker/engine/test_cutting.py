@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from random import Random
 
 import numpy as np
 import pytest
@@ -10,10 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft_scheduler.hyperparameters import Batching
+from graft_scheduler.memory.cuts import OVERHEAD_TOKENS, largest_cuts, padded, width_multiple
+from graft_scheduler.memory.shape import Backend, Shape
 from graft_worker.engine.batches import MicroBatch, build, plan_order
 from graft_worker.engine.compilation import MAX_SHAPES
 from graft_worker.engine.cutting import Budget, choose_widths, exact_cutter, plan_cutter
 from graft_worker.engine.rows import TokenRow
+from tests.scheduler.models import make_model
+from tests.scheduler.plans import job
 
 WIDTHS = st.lists(st.integers(1, 300), min_size=1, max_size=40)
 
@@ -48,6 +53,30 @@ def test_a_cut_holds_every_row_once_within_the_budget(
         assert all(sum(widths[row] for row in line) <= one.width for line in one.lines)
         assert one.height == 1 or one.height * one.width <= tokens
         assert one.slots >= sum(widths[row] for line in one.lines for row in line)
+
+
+@given(
+    longest=st.integers(1, 300),
+    spread=st.integers(0, 40),
+    batch_size=st.integers(2, 12),
+    backend=st.sampled_from(Backend),
+    batching=st.sampled_from([Batching.BUCKETED, Batching.PADDED]),
+    dice=st.randoms(use_true_random=False),
+)
+def test_a_step_that_the_estimate_takes_for_whole_is_not_parted(
+    longest: int, spread: int, batch_size: int, backend: Backend, batching: Batching, dice: Random
+) -> None:
+    shortest = max(1, longest - spread)
+    settings = {"batch_size": batch_size, "micro_batch_tokens": batch_size * padded(longest, backend)}
+    spec = job(**settings, compute={"batching": batching, "compile": False})
+    whole = largest_cuts(Shape(make_model(), spec, backend), longest, shortest)
+    widths = [longest, *(dice.randint(shortest, longest) for _ in range(batch_size - 1))]
+    tokens = settings["micro_batch_tokens"]
+    budget = Budget(tokens, width_multiple(backend), OVERHEAD_TOKENS[backend])
+
+    parts = exact_cutter(make_rows(widths), budget, batching).cut(range(batch_size))
+
+    assert len(parts) == 1 or max(cut.held_gradients for cut in whole) == 2
 
 
 @settings(deadline=None)

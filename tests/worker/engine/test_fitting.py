@@ -196,9 +196,9 @@ def test_an_estimate_that_is_three_times_too_low_is_found_out_before_the_first_s
     enough_by_a_low_estimate = plan.estimate.peak_bytes * 8 // 10
 
     def too_low(
-        model: BaseModel, job: TrainJob, longest: int | None = None, backend: Backend | None = None
+        model: BaseModel, job: TrainJob, longest: int, backend: Backend, shortest: int
     ) -> MemoryEstimate:
-        found = estimate_peak(model, job, longest, backend)
+        found = estimate_peak(model, job, longest, backend, shortest)
         return replace(found, parts={cause: size // 3 for cause, size in found.parts.items()})
 
     def micro_batch_too_low(*args: Any) -> int:

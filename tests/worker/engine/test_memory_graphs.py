@@ -26,7 +26,7 @@ from graft_scheduler.memory.arrays import Array
 from graft_scheduler.memory.cuts import chunk_tokens
 from graft_scheduler.memory.forward import feed, forward_block, mix
 from graft_scheduler.memory.layers import Mode, Parameters, norm
-from graft_scheduler.memory.liveness import Memory
+from graft_scheduler.memory.liveness import Memory, tape_of
 from graft_scheduler.memory.settings import QUEUES
 from graft_scheduler.memory.updates import update
 from graft_scheduler.memory.vjp import vjp
@@ -72,7 +72,7 @@ def measured(work: Callable[[], Any]) -> int:
 def evaluated(outputs: Sequence[Array], owned: Sequence[Array] = ()) -> int:
     """The same of a graph without numbers."""
     memory = Memory(QUEUES[Backend.CPU])
-    memory.evaluate(outputs, owned)
+    memory.evaluate(tape_of(outputs), owned)
     return memory.peak_bytes
 
 

@@ -11,8 +11,7 @@ from importlib.metadata import version
 import mlx.core as mx
 
 from graft_scheduler.memory import Backend, cache_in
-from graft_scheduler.memory.cuts import width_multiple
-from graft_scheduler.planning import OVERHEAD_TOKENS
+from graft_scheduler.memory.cuts import OVERHEAD_TOKENS, width_multiple
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.cutting import Budget
 from graft_worker.link import JobError

@@ -77,8 +77,6 @@ class Loop:
         self._kept = self.layout.pack(task.adapted.take())
         mx.eval(self._kept)
         self._optimizer = GroupedOptimizer(task.spec.optimizer, self._kept)
-        # So that the first step, and what is tried before it, has the state beside it.
-        mx.eval(self._optimizer.state)
         self._recent: deque[StepSums] = deque(maxlen=SMOOTHED_STEPS)
         self._earlier_seconds = earlier_seconds
         self._saved_step = 0
@@ -100,8 +98,13 @@ class Loop:
         # In the order of the model: the gradient's norm is a sum, and another order rounds otherwise.
         self._kept = self.layout.pack({name: snapshot.parameters[name] for name in ours})
         mx.eval(self._kept)
+        self.task.adapted.put(self.parameters)  # the model lets go of those it began with
         self._earlier_seconds = max(self._earlier_seconds, snapshot.state.trained_seconds)
         self._saved_step = self._first_step = snapshot.state.step
+
+    def settle(self) -> None:
+        """Make the optimizer's state, so that the first step, and what is tried before it, has it there."""
+        mx.eval(self._optimizer.state)
 
     @property
     def kept(self) -> Parameters:

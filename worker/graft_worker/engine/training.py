@@ -94,6 +94,7 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
     checkpoints = _checkpoint_folder(start, task, base)
     loop = Loop(task, checkpoints, reporter, start.trained_seconds)
     _resume(start, loop, checkpoints)
+    loop.settle()
     sample = _sample(task.train_rows)
     with token_loss(adapted, loop.parameters, spec.compute.loss, sample) as loss:
         facts = _facts(base, task, dataset, loss, fitted)
