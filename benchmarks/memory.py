@@ -168,6 +168,8 @@ def cases(architecture: str, *, quick: bool, large: bool) -> Iterator[Case]:
     # MLX's CPU build is slow with quantised matrices: quickly, one case of them must do.
     quantised = 1 if architecture == QUICK[0] else 0
     taken = {"lora": 2, "full": 2, "qlora": quantised, "dora": 0} if quick else {}
+    if "moe_intermediate_size" in ARCHITECTURES[architecture] or architecture == "mixtral":
+        del shapes["dora"]  # it does not fit experts
     for method, several in shapes.items():
         for length, rows, recomputes in several[: taken.get(method, len(several))]:
             yield Case(architecture, method, length, rows, recomputes)

@@ -79,7 +79,7 @@ def endure(fleet: Fleet, base: Path, data: Path, *, jobs: int, seconds: float, s
 def test_a_storm_loses_no_job_and_runs_none_twice(fleet: Fleet, tiny_base: Path, tiny_data: Path) -> None:
     started_at = time.monotonic()
 
-    endure(fleet, tiny_base, tiny_data, jobs=200, seconds=60, seed=20)
+    endure(fleet, tiny_base, tiny_data, jobs=200, seconds=45, seed=20)
 
     assert time.monotonic() - started_at < 240
 

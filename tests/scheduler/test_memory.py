@@ -152,6 +152,32 @@ def test_16_bit_models_are_doubled_on_the_cpu_and_kept_elsewhere() -> None:
     }
 
 
+def test_numbers_take_the_dtype_of_what_they_meet() -> None:
+    """A cap on the scores is computed in 16 bits where the scores are."""
+    settings: dict[str, Any] = {
+        "head_dim": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    }
+    scores = [
+        estimate(make_model(dtype, model_type="gemma2", **settings), Backend.CUDA).parts["attention_scores"]
+        for dtype in ("float32", "bfloat16")
+    ]
+
+    assert scores[0] == 2 * scores[1]
+
+
+def test_cuda_keeps_a_mask_of_numbers_for_every_head_and_block_with_a_window() -> None:
+    windowed = make_model("bfloat16", model_type="gemma3_text", sliding_window=64, sliding_window_pattern=2)
+
+    scores = [
+        estimate(windowed, backend).parts["attention_scores"] for backend in (Backend.CUDA, Backend.METAL)
+    ]
+
+    assert scores[1] == 0
+    assert scores[0] >= (windowed.num_layers // 2) * 2 * windowed.num_heads * 256 * 256 * 2
+
+
 def test_quantised_weights_stay_packed_whatever_the_precision() -> None:
     weights = estimate(FOUR_BIT, Backend.METAL, precision="float32").parts["weights"]
 

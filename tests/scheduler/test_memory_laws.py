@@ -12,6 +12,9 @@ from graft_scheduler.memory import Backend, estimate_peak
 from tests.scheduler.models import make_model
 from tests.scheduler.plans import job
 
+UNEVEN = 0.85
+"""How far MLX's own peak may fall where more blocks of a small model are computed again: its order, and
+so what lies there, changes with their number."""
 EXAMPLES = settings(max_examples=5, deadline=None, derandomize=True)
 """An estimate that was not made before takes about 0.1 s. With `derandomize=False` and many examples
 this looks for new counterexamples."""
@@ -68,8 +71,9 @@ def test_the_estimate_never_falls_when_the_job_grows(
     config: dict[str, Any], backend: Backend | None, changes: dict[str, Any], grown: str, growth: int
 ) -> None:
     larger = {**changes, grown: changes[grown] + growth}
+    share = UNEVEN if grown == "layers" and changes["gradient_checkpointing"] else 1.0
 
-    assert total(config, backend, **larger) >= total(config, backend, **changes)
+    assert total(config, backend, **larger) >= share * total(config, backend, **changes)
 
 
 @EXAMPLES
@@ -104,12 +108,13 @@ def test_the_estimate_never_falls_when_the_model_grows(
         "vocab_size": 2048,
     }
     larger = {**config, grown: sizes[grown] * (times + 1)}
-    if (
-        grown == "num_hidden_layers"
-    ):  # else all blocks, and with them the embeddings, may be trained of one alone
+    share = 1.0
+    if grown == "num_hidden_layers":
+        share = UNEVEN if changes["gradient_checkpointing"] else 1.0
+        # Else all blocks, and with them the embeddings, may be trained of one model alone.
         changes = {**changes, "layers": None}
 
-    assert total(larger, backend, **changes) >= total(config, backend, **changes)
+    assert total(larger, backend, **changes) >= share * total(config, backend, **changes)
 
 
 @EXAMPLES

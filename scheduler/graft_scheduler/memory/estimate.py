@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graft_scheduler.basemodels import BaseModel
 from graft_scheduler.hyperparameters import LossKernel
@@ -41,6 +41,8 @@ MARGINS = {Backend.METAL: 0.05, Backend.CUDA: 0.05, Backend.CPU: 0.0}
 """How much more is allowed for, of all but the weights: kernels of a GPU have workspaces of their own."""
 DOUBT_SHARE = 0.25
 """How much more is allowed for, of all but the weights, where a model is only partly understood."""
+TRIED_MOMENTS = frozenset({"gradient", "evaluation"})
+"""Those that a runner tries before the first step."""
 SAMPLE_TOKENS = 63
 """The kernels of the loss are compared on so many tokens before the first step."""
 
@@ -55,6 +57,8 @@ class MemoryEstimate:
     """When it is reached: `loading`, `check`, `gradient`, `evaluation` or `update`."""
     doubt: str | None = None
     """What of the model is only guessed; the estimate is wider then."""
+    untried_bytes: int = 0
+    """The peak of the moments that a trial of the dearest micro-batch and evaluation does not reach."""
 
     @property
     def peak_bytes(self) -> int:
@@ -98,7 +102,8 @@ def estimate_peak(
     if shape.is_full:  # two gradients of all that learns lie there; of adapters they are small
         moments.append(("check", _at_check(shape, setting, learns)))
     estimates = [_with_margins(shape, parts, moment) for moment, parts in moments]
-    return max(estimates, key=_total)
+    untried = max(one.peak_bytes for one in estimates if one.moment not in TRIED_MOMENTS)
+    return replace(max(estimates, key=_total), untried_bytes=untried)
 
 
 def estimate_micro_batch(

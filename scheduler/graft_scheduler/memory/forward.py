@@ -131,7 +131,7 @@ def _weigh(mixer: Attention, scores: Array, mode: Mode) -> Array:
     rows, length = scores.shape[0], scores.shape[-1]
     if mixer.softcap:
         scores = op.multiply(op.tanh(op.divide(scores, op.SCALAR)), op.SCALAR)
-    if mode.is_packed or (mixer.window is not None and length > mixer.window) or mixer.is_plain:
+    if mixer.is_plain or _has_mask(mixer, length, mode):
         mask = op.ready((rows, 1, length, length) if mode.is_packed else (length, length), 1)
     else:
         mask = op.made_of([op.ready((length,), FLOAT32)], (length, length), 1)
@@ -140,12 +140,23 @@ def _weigh(mixer: Attention, scores: Array, mode: Mode) -> Array:
     return op.softmax(op.where(mask, scores, op.SCALAR))
 
 
+def _has_mask(mixer: Attention, length: float, mode: Mode) -> bool:
+    """Whether something else than the causal order says who sees whom."""
+    return mode.is_packed or (mixer.window is not None and length > mixer.window)
+
+
 def _attend_fused(mixer: Attention, queries: Array, keys: Array, values: Array, mode: Mode) -> Array:
     """One primitive; its gradient is one too where the head's width allows it, else the plain one's."""
     inputs = [queries, keys, values]
     rows, heads, length, _ = queries.shape
     shape = (rows, heads, length, mixer.value_dim)
     if mixer.head_dim in mode.fused_attention_dims and mixer.head_dim == mixer.value_dim:
+        if mode.adds_masks and _has_mask(mixer, length, mode):
+            with caused("attention_scores"):
+                mask = op.made_of(
+                    [op.ready((length, length), 1)], (rows, heads, length, length), mode.itemsize
+                )
+            inputs.append(mask)
         return kernels.attention(inputs, shape)
 
     def plain(given: Sequence[Array]) -> list[Array]:
@@ -209,22 +220,33 @@ def activated(activation: Activation, x: Array) -> Array:
 
 
 def _feed_experts(experts: Experts, x: Array, own: Parameters) -> Array:
+    """As mlx-lm's `SwitchGLU`: rows are sorted by their experts, and back. Small arrays are there for
+    their place in MLX's order.
+    """
     rows, length, hidden = x.shape
     tokens, passes = rows * length, experts.per_token
-    mode = own.mode
+    read, mode = (tokens * passes,), own.mode
+    flat = op.view(op.view(x, (rows, length, 1, 1, hidden)), (tokens, 1, hidden))
     gates = _route(experts, x, own)
     weights = op.softmax(gates)
-    chosen = op.made_of([op.stop_gradient(weights)], (rows, length, passes), FLOAT32)
+    best = op.made_of([op.unary(gates)], gates.shape, FLOAT32)
+    chosen = op.stop_gradient(op.detached(best, (rows, length, passes)))
     scores = op.gather([weights, chosen], (rows, length, passes), mode.itemsize)
-    sorted_x = op.gather([x, chosen], (tokens * passes, 1, hidden), mode.itemsize)
-    mlp = experts.mlp
-    up = _expert_linear("experts.up_proj", sorted_x, mlp.width, experts, chosen, own)
-    gate = _expert_linear("experts.gate_proj", sorted_x, mlp.width, experts, chosen, own)
-    middle = gated(mlp.activation, gate, up, mode)
-    out = _expert_linear("experts.down_proj", middle, hidden, experts, chosen, own)
-    unsorted = op.view(
-        op.gather([out, chosen], (tokens * passes, 1, hidden), mode.itemsize), (rows, length, passes, hidden)
+    asked = op.detached(op.stop_gradient(chosen), read)
+    order = op.made_of([asked], read, FLOAT32)
+    tokens_asked = op.made_of([order, op.detached(op.SCALAR, read)], read, FLOAT32)
+    sorted_x = op.view(
+        op.gather([flat, tokens_asked], (*read, 1, 1, hidden), mode.itemsize), (*read, 1, hidden)
     )
+    experts_asked = op.detached(op.made_of([asked, order], read, FLOAT32), read)
+    mlp = experts.mlp
+    up = _expert_linear("experts.up_proj", sorted_x, mlp.width, experts, experts_asked, own)
+    gate = _expert_linear("experts.gate_proj", sorted_x, mlp.width, experts, experts_asked, own)
+    middle = gated(mlp.activation, gate, up, mode)
+    out = _expert_linear("experts.down_proj", middle, hidden, experts, experts_asked, own)
+    back = op.made_of([order], read, FLOAT32)
+    unsorted = op.view(op.gather([out, back], (*read, 1, 1, hidden), mode.itemsize), (*read, 1, hidden))
+    unsorted = op.view(op.view(unsorted, (rows, length, passes, 1, hidden)), (rows, length, passes, hidden))
     weighted = op.multiply(unsorted, op.view(scores, (rows, length, passes, 1)))
     y = op.view(op.total(weighted, -2), (rows, length, hidden))
     if experts.shared is None:
@@ -249,8 +271,8 @@ def _expert_linear(
     name: str, x: Array, outputs: float, experts: Experts, chosen: Array, own: Parameters
 ) -> Array:
     inputs = x.shape[-1]
-    weight = own.weight(name, (experts.count, inputs, outputs))
-    y = kernels.gathered_matmul(x, weight, outputs)
+    weight = op.turned(own.weight(name, (experts.count, outputs, inputs)))
+    y = kernels.gathered_matmul(x, weight, outputs, chosen)
     if experts.mlp.has_bias:
         bias = own.weight(f"{name}.bias", (experts.count, outputs))
         y = op.add(y, op.gather([bias, chosen], y.shape, y.itemsize))
@@ -258,6 +280,6 @@ def _expert_linear(
         return y
     a = own.adapter(f"{name}.lora_a", (experts.count, own.rank, inputs))
     b = own.adapter(f"{name}.lora_b", (experts.count, outputs, own.rank))
-    z = kernels.gathered_matmul(op.astype(x, own.mode.branch), op.turned(a), own.rank)
-    z = kernels.gathered_matmul(z, op.turned(b), outputs)
+    z = kernels.gathered_matmul(op.astype(x, own.mode.branch), op.turned(a), own.rank, chosen)
+    z = kernels.gathered_matmul(z, op.turned(b), outputs, chosen)
     return op.add(y, op.astype(op.multiply(op.SCALAR, z), y.itemsize))

@@ -11,11 +11,13 @@ from graft_scheduler.memory.operations import (
     SCALAR,
     add,
     copy,
+    made_of,
     multiply,
     sigmoid,
     stop_gradient,
     subtract,
     turned,
+    view,
     zeros_like,
 )
 from graft_scheduler.memory.vjp import vjp
@@ -86,12 +88,13 @@ def rotation(array: Array) -> Array:
 
 
 def attention(inputs: Sequence[Array], shape: Shape) -> Array:
-    """Fused both ways: keeps its output and one number for each row."""
+    """Of queries, keys, values and perhaps a mask, fused both ways: keeps its output and one number for
+    each row.
+    """
 
     def backward(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
-        grads = siblings(
-            *(Array(one.shape, one.itemsize, (*out.inputs, out, *given), Storage.NEW) for one in out.inputs)
-        )
+        read = (*out.inputs, out, *given)
+        grads = siblings(*(Array(one.shape, one.itemsize, read, Storage.NEW) for one in out.inputs[:3]))
         return [grads[place] for place in places]
 
     return Array(shape, inputs[0].itemsize, tuple(inputs), Storage.NEW, backward)
@@ -137,20 +140,33 @@ def quantised_matmul(x: Array, width: float, *, is_whole: bool = False) -> Array
     return Array((*x.shape[:-1], width), x.itemsize, (x,), Storage.NEW, backward, whole)
 
 
-def gathered_matmul(x: Array, weight: Array, width: float) -> Array:
-    """Each row by the matrix of its expert."""
+def gathered_matmul(x: Array, weight: Array, width: float, experts: Array) -> Array:
+    """Each row (n, 1, k), sorted by its expert, by the matrix (k, width) of that."""
 
     def backward(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
-        x, weight = out.inputs
+        x, weight, _, experts = out.inputs
         made = []
         for place in places:
             if place == 0:
-                made.append(gathered_matmul(given[0], turned(weight), x.shape[-1]))
+                made.append(gathered_matmul(given[0], turned(weight), x.shape[-1], experts))
             else:
-                made.append(Array(weight.shape, weight.itemsize, (x, given[0]), Storage.NEW))
+                made.append(_gathered_gradient(x, weight, given[0], experts))
         return made
 
-    return Array((*x.shape[:-1], width), x.itemsize, (x, weight), Storage.NEW, backward)
+    rows = made_of([SCALAR], x.shape[:1], 4)
+    inputs = (x, weight, rows, experts)
+    return Array((*x.shape[:-1], width), x.itemsize, inputs, Storage.NEW, backward)
+
+
+def _gathered_gradient(x: Array, weight: Array, cotangent: Array, experts: Array) -> Array:
+    """Of the matrices: one product for each, of the rows that are its own."""
+    count = weight.shape[:1]
+    ends = made_of([made_of([SCALAR], count, 4), experts], count, 4)
+    ends = made_of([made_of([ends], count, 4)], count, 4)
+    rows = turned(view(cotangent, (cotangent.shape[0], cotangent.shape[-1])))
+    shape = (*count, weight.shape[2], weight.shape[1])
+    products = made_of([rows, view(x, (x.shape[0], x.shape[-1])), stop_gradient(ends)], shape, x.itemsize)
+    return turned(products)
 
 
 def _passed(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:

@@ -31,6 +31,8 @@ class Mode:
     quantised: bool = False
     dequantises: bool = False
     """A product of many rows with a quantised matrix makes it whole first, as on CUDA."""
+    adds_masks: bool = False
+    """Fused attention makes of a mask numbers of its own for every head, and keeps them, as on CUDA."""
     learns_base: bool = False
     learns_ends: bool = False
     """Embeddings, last norm and output matrix learn too."""

@@ -1,7 +1,8 @@
 """What single moments of a training hold, measured on graphs of a few blocks and carried on to all.
 
 The real peak grows by about as much from block to block, but not evenly, as MLX's order changes with the
-graph. Carried on like this it never falls with their number.
+graph. Carried on like this it does not fall with their number; with gradient checkpointing the whole graph
+of a small model is looked at, and may fall as the real peak does.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from graft_scheduler.memory.updates import update
 SHOWN_BLOCKS = 3
 """Trained blocks of one kind that a graph has, and frozen ones where fewer are trained."""
 SHOWN_RECOMPUTED, SHOWN_RECOMPUTED_AT_ONCE = 7, 10
-"""Blocks of a second graph where they are computed again: up to here MLX's order, and so what lies there,
-changes with their number."""
+"""Blocks of the largest graph where they are computed again: up to here MLX's order, and so what lies
+there, changes much with their number."""
 SHOWN_COUNTED = 2
 """Blocks of one kind where arrays are only counted."""
 CACHED = 8192
@@ -82,7 +83,7 @@ def gradient_parts(setting: Setting, one: Pass, *, is_packed: bool = False) -> P
     for kind, count in more.items():
         _add(found, added[kind], count)
     if one.recomputes:
-        larger = _recomputed_bytes(setting, one, counts, added)
+        larger = _recomputed_bytes(setting, one, [kind for kind in kinds if kind.is_trained], added)
         _add(found, {"workspace": max(0, larger - _total(found))})
     return _with_waiting(setting, found, waiting)
 
@@ -196,13 +197,17 @@ def _added(setting: Setting, one: Pass, shown: Sequence[_Kind], kind: _Kind) -> 
 
 
 def _recomputed_bytes(
-    setting: Setting, one: Pass, counts: Counter[_Kind], added: Mapping[_Kind, Parts]
+    setting: Setting, one: Pass, blocks: Sequence[_Kind], added: Mapping[_Kind, Parts]
 ) -> int:
-    """The peak as a graph of more blocks has it, carried back or on to as many as there are."""
+    """The peak as the whole graph of few blocks has it, else carried on from one of more blocks."""
     at_once = setting.queue.most_bytes is not None
     queue, most = (AT_ONCE, SHOWN_RECOMPUTED_AT_ONCE) if at_once else (setting.queue, SHOWN_RECOMPUTED)
+    setting = replace(setting, queue=queue)
+    if len(blocks) <= most:
+        return _total(_peak(setting, one, blocks, _gradient_of)[0])
+    counts = Counter(blocks)
     each = -(-most // len(counts))
-    found, _ = _peak(replace(setting, queue=queue), one, [*counts] * each, _gradient_of)
+    found, _ = _peak(setting, one, [*counts] * each, _gradient_of)
     return _total(found) + sum(_total(added[kind]) * (count - each) for kind, count in counts.items())
 
 

@@ -274,6 +274,11 @@ def stop_gradient(array: Array) -> Array:
     return Array(array.shape, array.itemsize, (array,), Storage.VIEW)
 
 
+def detached(array: Array, shape: Shape) -> Array:
+    """A view that no gradient goes through."""
+    return Array(shape, array.itemsize, (array,), Storage.VIEW)
+
+
 def copy(array: Array) -> Array:
     """A new name for the same memory."""
     return Array(array.shape, array.itemsize, (array,), Storage.VIEW, lambda out, given, places: [given[0]])
@@ -332,10 +337,9 @@ def _unary(array: Array, backward: Backward) -> Array:
 
 
 def _binary(one: Array, other: Array, backward: Backward, itemsize: int | None = None) -> Array:
+    # A number takes the dtype of what it meets.
+    size = itemsize or max(array.itemsize for array in (one, other) if array is not SCALAR)
     one, other = _together([one, other])
-    size = itemsize or max(
-        one.itemsize if one is not SCALAR else 0, other.itemsize if other is not SCALAR else 0
-    )
     return Array(one.shape, size, (one, other), Storage.REUSE, backward)
 
 

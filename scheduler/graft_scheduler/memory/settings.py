@@ -61,6 +61,7 @@ def setting_of(shape: Shape) -> Setting:
         dropout=bool(job.adapter.dropout),
         dora=job.method is Method.DORA,
         dequantises=shape.backend is Backend.CUDA,
+        adds_masks=shape.backend is Backend.CUDA,
     )
     return Setting(
         model.anatomy,

@@ -364,7 +364,7 @@ def test_a_kill_at_any_of_20_moments_changes_nothing(
     make_job: MakeJob, make_start: MakeStart, tmp_path: Path, base: Path
 ) -> None:
     job = make_job(
-        steps=60,
+        steps=45,
         adapter={"rank": 4, "dropout": 0.3},
         checkpoint={"every": 1, "keep": 3, "output": "best"},
         evaluation={"every": 3},

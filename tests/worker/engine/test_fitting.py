@@ -19,7 +19,7 @@ from graft_scheduler.memory import Backend, MemoryEstimate, estimate, estimate_m
 from graft_scheduler.messages import Done, Log, Start, TrainResult
 from graft_scheduler.planning import StepCut, fastest_cut, smallest_cut
 from graft_worker.engine import fitting
-from graft_worker.engine.fitting import Allowance, Fitted, Probed, fit, refit
+from graft_worker.engine.fitting import Allowance, Fitted, Probed, correct, fit, refit
 from graft_worker.engine.loading import Base, load_base
 from graft_worker.engine.rows import TokenRow
 from graft_worker.engine.scalars import as_float
@@ -154,6 +154,16 @@ def test_jobs_that_took_more_than_was_estimated_make_the_next_plan_smaller(job: 
 
 
 # --- the second plan
+
+
+def test_a_small_gradient_does_not_hide_what_the_trial_does_not_reach(job: TrainJob, base: Base) -> None:
+    first = fitted(job, base, 1 << 30)
+    assert first.plan is not None
+
+    tried = correct(first, gradient_bytes=1, evaluation_bytes=1, rows=1, width=10, held=1)
+
+    assert tried.probed is not None
+    assert tried.probed.corrected_bytes == first.plan.estimate.untried_bytes > 0
 
 
 def test_a_plan_that_was_right_is_kept(job: TrainJob, base: Base) -> None:

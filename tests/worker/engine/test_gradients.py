@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx import nn
 from mlx_lm.models import llama
 
 from graft_scheduler.hyperparameters import Batching, LossKernel
@@ -188,6 +189,33 @@ def test_recomputed_activations_give_the_same_gradient(architecture: str, dropou
         again = subject.gradient(rows, micro_batches)
 
     assert_equal(kept, again)
+
+
+class Gathering(nn.Module):
+    """A block whose mask has no gradient, like that of fused attention."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # MLX has no types here
+        self.weight = mx.ones((2, 3, 3))
+
+    def __call__(self, x: mx.array, mask: mx.array, scale: mx.array | None = None) -> mx.array:
+        y = mx.gather_mm(x, self.weight, rhs_indices=mask)
+        return y if scale is None else y * scale
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_no_gradient_of_a_mask_is_asked_for(by_name: bool) -> None:
+    block, mask = Gathering(), mx.array([1, 0])
+    x, scale = mx.random.normal((2, 1, 3)), mx.array(3.0)
+
+    def loss(x: mx.array, scale: mx.array) -> mx.array:
+        return (block(x, mask=mask, scale=scale) if by_name else block(x, mask, scale)).square().sum()
+
+    kept = mx.grad(loss, argnums=(0, 1))(x, scale)
+    with recomputed([block]):
+        again = mx.grad(loss, argnums=(0, 1))(x, scale)
+
+    assert all(mx.array_equal(one, other) for one, other in zip(kept, again, strict=True))
 
 
 def test_recomputation_changes_no_class_may_nest_and_is_undone() -> None:

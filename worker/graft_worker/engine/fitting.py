@@ -126,8 +126,7 @@ def correct(
     expected = estimate_micro_batch(model, job, here, rows, width)
     factor = gradient_bytes / max(1, expected)
     in_step = round(estimate_micro_batch(model, job, here, rows, width, held) * factor)
-    estimate = fitted.plan.estimate
-    others = evaluation_bytes if estimate.moment in {"gradient", "evaluation"} else estimate.peak_bytes
+    others = max(evaluation_bytes, fitted.plan.estimate.untried_bytes)
     return replace(fitted, probed=Probed(gradient_bytes, expected, max(in_step, others)))
 
 

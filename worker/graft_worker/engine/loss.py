@@ -17,8 +17,9 @@ from graft_worker.engine.head import Captured, Head, captured, find_head
 from graft_worker.engine.packing import packed_caches
 from graft_worker.engine.scalars import as_float
 
-TOLERANCES: dict[mx.Dtype, float] = {mx.float32: 1e-4, mx.float16: 5e-3, mx.bfloat16: 2e-2}
-"""How far the two kernels may be apart, relatively, on one batch: rounding in each dtype."""
+TOLERANCES: dict[mx.Dtype, float] = {mx.float32: 1e-4, mx.float16: 1e-2, mx.bfloat16: 5e-2}
+"""How far the two kernels may be apart, relatively, on one batch: rounding in each dtype. Gradients that
+went through 16 blocks in bfloat16 were up to 2e-2 apart on an H100; a wrong kernel is off by far more."""
 SMALLEST = 1e-30
 
 SummedLoss = Callable[[Arrays], mx.array]
@@ -61,9 +62,9 @@ def token_loss(
         dtype = capture.hidden.dtype
         problem = _difference(expected, found, dtype)
         problem = problem or _difference(expected[:1], [loss.evaluation(sample)], dtype)
-        del found, parameters
+        # Gradients of everything that learns are not to be kept for the whole of the training.
+        del found, expected, parameters
         if problem is None:
-            del expected  # a gradient of everything that learns, for the whole of the training
             yield loss
             return
     yield TokenLoss(LossKernel.PLAIN, plain, plain, problem)

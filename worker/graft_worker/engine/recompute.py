@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
+from itertools import chain, islice, repeat
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_flatten
 
 MARK = "recomputes"
 """Of a class that is made here."""
@@ -36,13 +39,33 @@ def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _recomputing(cls: type[nn.Module]) -> type[nn.Module]:
-    """A subclass whose call is a checkpoint of the class's own."""
+    """A subclass whose call is a checkpoint of the class's own.
+
+    Masks and whole numbers are no inputs of the checkpoint: it would ask for their gradients, which
+    fused attention refuses.
+    """
+    names = list(signature(cls.__call__).parameters)[1:]
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        def inner(parameters: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            self.update(parameters)
-            return cls.__call__(self, *args, **kwargs)
+        keys = [*islice(chain(names, repeat("")), len(args)), *kwargs]
+        values = [*args, *kwargs.values()]
+        learned_from = [number for number, key in enumerate(keys) if _has_gradient(key, values[number])]
 
-        return mx.checkpoint(inner)(self.trainable_parameters(), *args, **kwargs)
+        def inner(parameters: dict[str, Any], *inputs: Any) -> Any:
+            self.update(parameters)
+            every = list(values)
+            for number, value in zip(learned_from, inputs, strict=True):
+                every[number] = value
+            named = dict(zip(kwargs, every[len(args) :], strict=True))
+            return cls.__call__(self, *every[: len(args)], **named)
+
+        inputs = [values[number] for number in learned_from]
+        return mx.checkpoint(inner)(self.trainable_parameters(), *inputs)
 
     return type(cls.__name__, (cls,), {"__call__": call, MARK: True})
+
+
+def _has_gradient(name: str, value: object) -> bool:
+    leaves = dict(tree_flatten([value])).values()
+    arrays = [leaf for leaf in leaves if isinstance(leaf, mx.array)]
+    return "mask" not in name and any(mx.issubdtype(one.dtype, mx.floating) for one in arrays)
