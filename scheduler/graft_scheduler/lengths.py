@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graft_scheduler.hyperparameters import Method
 
@@ -30,6 +30,8 @@ class Lengths:
     """How many there are in all."""
     is_counted: bool = False
     """By the model's own tokenizer; else an upper bound for each row, from its bytes."""
+    is_exact: bool = False
+    """Of every row, and just as it is trained; only the runner knows that."""
 
     @property
     def longest(self) -> int:
@@ -37,8 +39,8 @@ class Lengths:
 
     @property
     def shortest(self) -> int:
-        """No row is shorter; 1 where that is not known of all of them."""
-        return self.tokens[0] if self.is_counted and len(self.tokens) == self.rows else 1
+        """No row is shorter; 1 where that is not known."""
+        return self.tokens[0] if self.is_exact else 1
 
     @property
     def mean(self) -> float:
@@ -50,7 +52,7 @@ class Lengths:
 
     def cut(self, max_length: int) -> Lengths:
         """With rows cut to `max_length`."""
-        return Lengths(tuple(min(one, max_length) for one in self.tokens), self.rows, self.is_counted)
+        return replace(self, tokens=tuple(min(one, max_length) for one in self.tokens))
 
 
 def of_rows(tokens: Iterable[int], max_length: int, *, is_counted: bool = True) -> Lengths:

@@ -118,7 +118,7 @@ def _token_options(question: Question) -> list[int]:
 def _largest_fitting(
     question: Question, sizes: Sequence[int], recomputes: bool, budget_bytes: int | None
 ) -> CutPlan | None:
-    """By bisection: a peak never falls when more is computed at once."""
+    """By bisection: a peak never falls when more is at once, but for a whole step, tried first."""
     largest = _plan(question, StepCut(sizes[-1], recomputes))
     if budget_bytes is None or largest.peak_bytes <= budget_bytes:
         return largest

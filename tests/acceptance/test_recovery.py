@@ -348,6 +348,7 @@ def test_a_draining_host_takes_nothing_new_and_is_named_as_the_reason(fleet: Fle
     client.set_draining("one", True)
     job = client.submit(CountJob(steps=1)).id
 
-    assert "draining" in client.why(job).hosts[0].reason
+    eventually(lambda: "draining" in client.why(job).hosts[0].reason)
+    assert client.get(job).state is JobState.QUEUED
     client.set_draining("one", False)
     assert client.wait(job, 20).state is JobState.COMPLETED

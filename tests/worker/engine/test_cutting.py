@@ -55,6 +55,7 @@ def test_a_cut_holds_every_row_once_within_the_budget(
         assert one.slots >= sum(widths[row] for line in one.lines for row in line)
 
 
+@settings(deadline=None)
 @given(
     longest=st.integers(1, 300),
     spread=st.integers(0, 40),
@@ -67,11 +68,11 @@ def test_a_step_that_the_estimate_takes_for_whole_is_not_parted(
     longest: int, spread: int, batch_size: int, backend: Backend, batching: Batching, dice: Random
 ) -> None:
     shortest = max(1, longest - spread)
-    settings = {"batch_size": batch_size, "micro_batch_tokens": batch_size * padded(longest, backend)}
-    spec = job(**settings, compute={"batching": batching, "compile": False})
+    tokens = batch_size * padded(longest, backend)
+    compute = {"batching": batching, "compile": False}
+    spec = job(batch_size=batch_size, micro_batch_tokens=tokens, compute=compute)
     whole = largest_cuts(Shape(make_model(), spec, backend), longest, shortest)
     widths = [longest, *(dice.randint(shortest, longest) for _ in range(batch_size - 1))]
-    tokens = settings["micro_batch_tokens"]
     budget = Budget(tokens, width_multiple(backend), OVERHEAD_TOKENS[backend])
 
     parts = exact_cutter(make_rows(widths), budget, batching).cut(range(batch_size))

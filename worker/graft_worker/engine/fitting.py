@@ -105,7 +105,7 @@ def fit(spec: TrainJob, base: Base, rows: Sequence[TokenRow], allowance: Allowan
     except InvalidInput:
         cut = StepCut(spec.micro_batch_tokens or UNKNOWN_TOKENS, bool(spec.gradient_checkpointing))
         return Fitted(cut, None, None, allowance.budget_bytes)
-    found = lengths.of_rows((row.width + 1 for row in rows), spec.max_length)
+    found = replace(lengths.of_rows((row.width + 1 for row in rows), spec.max_length), is_exact=True)
     question = Question(
         model, spec, found, backend(), allowance.factor, allowance.most_tokens, allowance.must_recompute
     )
