@@ -154,6 +154,7 @@ def test_a_runner_that_is_killed_in_mid_step_goes_on_with_half_the_cut(
 ) -> None:
     client, job = bench.client, bench.client.submit(bench.job).id
     eventually(lambda: (progress := client.get(job).progress) and progress.step >= 1)
+    eventually(lambda: client.get(job).resume)  # else it may begin again at 0
     (runner,) = bench.worker.runners()
 
     runner.send_signal(number)
