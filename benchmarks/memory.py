@@ -168,7 +168,7 @@ def cases(architecture: str, *, quick: bool, large: bool) -> Iterator[Case]:
     # MLX's CPU build is slow with quantised matrices: quickly, one case of them must do.
     quantised = 1 if architecture == QUICK[0] else 0
     taken = {"lora": 2, "full": 2, "qlora": quantised, "dora": 0} if quick else {}
-    if "moe_intermediate_size" in ARCHITECTURES[architecture] or architecture == "mixtral":
+    if "num_experts_per_tok" in ARCHITECTURES[architecture]:
         del shapes["dora"]  # it does not fit experts
     for method, several in shapes.items():
         for length, rows, recomputes in several[: taken.get(method, len(several))]:
@@ -196,7 +196,7 @@ def run(case: Case, model: Path) -> Outcome:
                 "compute": {"compile": False},
             }
         )
-        estimate = estimate_peak(read_base_model(model), job, case.length, backend())
+        estimate = estimate_peak(read_base_model(model), job, case.length, backend(), case.length)
         budget = round(1.5 * estimate.total_bytes)  # enough, and not so much that nothing would be tried
         start = Start(
             job=JobId("memory"),

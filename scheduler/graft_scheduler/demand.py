@@ -20,8 +20,7 @@ class Demand(_Frozen):
     """Peak memory of a job on one backend, in bytes."""
 
     minimum_bytes: int = Field(ge=0, strict=True)
-    """With the smallest cut of a step: a row at a time, or a whole step where that takes less, and
-    activations computed again."""
+    """With the smallest cut of a step: one row at a time, and activations computed again."""
     preferred_bytes: int = Field(ge=0, strict=True)
     """With the fastest cut; more would not help."""
 

@@ -85,10 +85,11 @@ def fastest_cut(question: Question, budget_bytes: int | None = None) -> CutPlan 
 def smallest_cut(question: Question) -> CutPlan:
     """The cut with the lowest peak: a row at a time, with gradient checkpointing where that is left to us.
 
-    In a full fine-tune a whole step at once may take less: there is no sum of gradients beside its own.
+    A whole step at once may take less, as there is no sum of gradients beside its own; that is known
+    where the rows are.
     """
     sizes, recomputes = _token_options(question), _recompute_options(question)[-1]
-    tried = {sizes[0], sizes[-1]} if question.job.method is Method.FULL else {sizes[0]}
+    tried = {sizes[0], sizes[-1]} if question.lengths.is_exact else {sizes[0]}
     plans = [_plan(question, StepCut(size, recomputes)) for size in sorted(tried)]
     return min(plans, key=lambda plan: plan.peak_bytes)
 

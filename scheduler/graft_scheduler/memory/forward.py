@@ -220,34 +220,18 @@ def activated(activation: Activation, x: Array) -> Array:
 
 
 def _feed_experts(experts: Experts, x: Array, own: Parameters) -> Array:
-    """As mlx-lm's `SwitchGLU`: rows are sorted by their experts, and back. Small arrays are there for
-    their place in MLX's order.
-    """
+    """As mlx-lm's `SwitchGLU`. Small arrays are there for their place in MLX's order."""
     rows, length, hidden = x.shape
-    tokens, passes = rows * length, experts.per_token
-    read, mode = (tokens * passes,), own.mode
-    flat = op.view(op.view(x, (rows, length, 1, 1, hidden)), (tokens, 1, hidden))
+    asked = (rows, length, experts.per_token)
+    flat = op.view(op.view(x, (rows, length, 1, 1, hidden)), (rows * length, 1, hidden))
     gates = _route(experts, x, own)
     weights = op.softmax(gates)
     best = op.made_of([op.unary(gates)], gates.shape, FLOAT32)
-    chosen = op.stop_gradient(op.detached(best, (rows, length, passes)))
-    scores = op.gather([weights, chosen], (rows, length, passes), mode.itemsize)
-    asked = op.detached(op.stop_gradient(chosen), read)
-    order = op.made_of([asked], read, FLOAT32)
-    tokens_asked = op.made_of([order, op.detached(op.SCALAR, read)], read, FLOAT32)
-    sorted_x = op.view(
-        op.gather([flat, tokens_asked], (*read, 1, 1, hidden), mode.itemsize), (*read, 1, hidden)
-    )
-    experts_asked = op.detached(op.made_of([asked, order], read, FLOAT32), read)
-    mlp = experts.mlp
-    up = _expert_linear("experts.up_proj", sorted_x, mlp.width, experts, experts_asked, own)
-    gate = _expert_linear("experts.gate_proj", sorted_x, mlp.width, experts, experts_asked, own)
-    middle = gated(mlp.activation, gate, up, mode)
-    out = _expert_linear("experts.down_proj", middle, hidden, experts, experts_asked, own)
-    back = op.made_of([order], read, FLOAT32)
-    unsorted = op.view(op.gather([out, back], (*read, 1, 1, hidden), mode.itemsize), (*read, 1, hidden))
-    unsorted = op.view(op.view(unsorted, (rows, length, passes, 1, hidden)), (rows, length, passes, hidden))
-    weighted = op.multiply(unsorted, op.view(scores, (rows, length, passes, 1)))
+    chosen = op.stop_gradient(op.detached(best, asked))
+    scores = op.gather([weights, chosen], asked, own.mode.itemsize)
+    out = _feed_sorted(experts, flat, chosen, own)
+    each = op.view(op.view(out, (*asked, 1, hidden)), (*asked, hidden))
+    weighted = op.multiply(each, op.view(scores, (*asked, 1)))
     y = op.view(op.total(weighted, -2), (rows, length, hidden))
     if experts.shared is None:
         return y
@@ -258,6 +242,24 @@ def _feed_experts(experts: Experts, x: Array, own: Parameters) -> Array:
         (share,) = linears([("shared_expert_gate", 1, False)], x, own)
         shared = op.multiply(op.sigmoid(share), shared)
     return op.add(y, shared)
+
+
+def _feed_sorted(experts: Experts, x: Array, chosen: Array, own: Parameters) -> Array:
+    """Every token (n, 1, hidden) through each of its experts: sorted by them, and back."""
+    mlp, itemsize, hidden = experts.mlp, own.mode.itemsize, x.shape[-1]
+    count = (x.shape[0] * experts.per_token,)
+    whole, flat = (*count, 1, 1, hidden), (*count, 1, hidden)
+    asked = op.detached(op.stop_gradient(chosen), count)
+    order = op.made_of([asked], count, FLOAT32)
+    tokens = op.made_of([order, op.detached(op.SCALAR, count)], count, FLOAT32)
+    read = op.view(op.gather([x, tokens], whole, itemsize), flat)
+    places = op.detached(op.made_of([asked, order], count, FLOAT32), count)
+    up = _expert_linear("experts.up_proj", read, mlp.width, experts, places, own)
+    gate = _expert_linear("experts.gate_proj", read, mlp.width, experts, places, own)
+    middle = gated(mlp.activation, gate, up, own.mode)
+    out = _expert_linear("experts.down_proj", middle, hidden, experts, places, own)
+    back = op.made_of([order], count, FLOAT32)
+    return op.view(op.gather([out, back], whole, itemsize), flat)
 
 
 def _route(experts: Experts, x: Array, own: Parameters) -> Array:

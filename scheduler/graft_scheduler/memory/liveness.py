@@ -36,7 +36,7 @@ def order(outputs: Sequence[Array]) -> list[Array]:
             if len(tape) - place >= MAX_WIDTH:
                 waiting.append((array, number))
                 break
-            first = one.siblings[0] if one.siblings else one
+            first = one.outputs[0]
             left = uses[first] = uses[first] - 1
             if not left:
                 del uses[first]
@@ -52,7 +52,7 @@ def _count_uses(goal: Array) -> dict[Array, int]:
         for one in stack.pop().inputs:
             if one.is_ready:
                 continue
-            first = one.siblings[0] if one.siblings else one
+            first = one.outputs[0]
             if first in uses:
                 uses[first] += 1
             else:
@@ -167,7 +167,7 @@ class Memory:
         self._sent = 0
 
     def _compute(self, array: Array, readers: dict[Array, int], buffers: dict[Array, Buffer]) -> None:
-        outputs = array.siblings or (array,)
+        outputs = array.outputs
         for one in outputs:
             buffers[one] = self._place(one, readers, buffers)
         if self._queue.lag:
@@ -186,7 +186,7 @@ class Memory:
         """Keep what it reads and makes until it was computed."""
         own = buffers[array]
         held = []
-        for one in (*array.inputs, *array.siblings[1:]):
+        for one in (*array.inputs, *array.outputs[1:]):
             buffer = buffers.get(one)
             if buffer is not None and buffer is not own:
                 buffer.pending += 1

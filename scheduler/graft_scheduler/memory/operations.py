@@ -230,7 +230,7 @@ def split(array: Array, widths: Sequence[int]) -> tuple[Array, ...]:
 
 def concatenate(arrays: Sequence[Array], shape: Shape) -> Array:
     def backward(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
-        return [_piece(given[0], out.inputs[place].shape) for place in places]
+        return [detached(given[0], out.inputs[place].shape) for place in places]
 
     return Array(shape, arrays[0].itemsize, tuple(arrays), Storage.NEW, backward)
 
@@ -271,7 +271,7 @@ def turned(array: Array) -> Array:
 
 
 def stop_gradient(array: Array) -> Array:
-    return Array(array.shape, array.itemsize, (array,), Storage.VIEW)
+    return detached(array, array.shape)
 
 
 def detached(array: Array, shape: Shape) -> Array:
@@ -326,10 +326,6 @@ def unary(array: Array) -> Array:
 
 def _nothing(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
     return [zeros_like(out.inputs[place]) for place in places]
-
-
-def _piece(array: Array, shape: Shape) -> Array:
-    return Array(shape, array.itemsize, (array,), Storage.VIEW)
 
 
 def _unary(array: Array, backward: Backward) -> Array:

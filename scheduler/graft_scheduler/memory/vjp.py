@@ -22,7 +22,7 @@ def vjp(outputs: Sequence[Array], cotangents: Sequence[Array], primals: Sequence
         _record(output, seen, differentiated, tape)
     found = dict(zip(outputs, cotangents, strict=True))
     for array in reversed(tape):
-        made = array.siblings or (array,)
+        made = array.outputs
         if found.keys().isdisjoint(made):
             continue
         given = [found.pop(one) if one in found else zeros_like(one) for one in made]
@@ -47,11 +47,11 @@ def _record(output: Array, seen: set[Array], differentiated: set[Array], tape: l
         array, inputs = stack[-1]
         for one in inputs:
             if one not in seen:
-                seen.update(one.siblings or (one,))
+                seen.update(one.outputs)
                 stack.append((one, iter(one.inputs)))
                 break
         else:
             stack.pop()
             if array.backward is not None and not differentiated.isdisjoint(array.inputs):
                 tape.append(array)
-                differentiated.update(array.siblings or (array,))
+                differentiated.update(array.outputs)

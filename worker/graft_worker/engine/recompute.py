@@ -6,10 +6,10 @@ change, and change back.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
-from itertools import chain, islice, repeat
+from inspect import BoundArguments, signature
 from typing import Any
 
 import mlx.core as mx
@@ -44,23 +44,19 @@ def _recomputing(cls: type[nn.Module]) -> type[nn.Module]:
     Masks and whole numbers are no inputs of the checkpoint: it would ask for their gradients, which
     fused attention refuses.
     """
-    names = list(signature(cls.__call__).parameters)[1:]
+    form = signature(cls.__call__)
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        keys = [*islice(chain(names, repeat("")), len(args)), *kwargs]
-        values = [*args, *kwargs.values()]
-        learned_from = [number for number, key in enumerate(keys) if _has_gradient(key, values[number])]
+        given = form.bind(self, *args, **kwargs).arguments
+        _, *names = given
+        learned_from = {name: given[name] for name in names if _has_gradient(name, given[name])}
 
-        def inner(parameters: dict[str, Any], *inputs: Any) -> Any:
+        def inner(parameters: dict[str, Any], inputs: dict[str, Any]) -> Any:
             self.update(parameters)
-            every = list(values)
-            for number, value in zip(learned_from, inputs, strict=True):
-                every[number] = value
-            named = dict(zip(kwargs, every[len(args) :], strict=True))
-            return cls.__call__(self, *every[: len(args)], **named)
+            every = BoundArguments(form, OrderedDict(given | inputs))
+            return cls.__call__(*every.args, **every.kwargs)
 
-        inputs = [values[number] for number in learned_from]
-        return mx.checkpoint(inner)(self.trainable_parameters(), *inputs)
+        return mx.checkpoint(inner)(self.trainable_parameters(), learned_from)
 
     return type(cls.__name__, (cls,), {"__call__": call, MARK: True})
 
