@@ -12,6 +12,7 @@ from graft_scheduler.rooms import (
     HostRoom,
     Need,
     PendingJob,
+    lesson_for,
     need_on,
     train_seconds,
     usual_seconds,
@@ -69,10 +70,11 @@ class Kind:
         return self.request.weight_bytes / FETCH_BYTES_PER_SECOND if self.lacks_base(stand) else 0.0
 
     def _first_look(self, room: HostRoom) -> Look:
-        need = need_on(self.request, room, self._lessons)
+        lesson = lesson_for(self.request, room, self._lessons)
+        need = need_on(self.request, room, lesson)
         if not self._allows(room, need):
             return Look(need, is_allowed=False, train_seconds=None)
-        return Look(need, is_allowed=True, train_seconds=train_seconds(self.request, room, self._lessons))
+        return Look(need, is_allowed=True, train_seconds=train_seconds(self.request, lesson))
 
     def _allows(self, room: HostRoom, need: Need) -> bool:
         largest = room.largest_bytes

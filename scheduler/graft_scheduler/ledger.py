@@ -6,7 +6,7 @@ Nothing here outlives the decision, and nothing looks at a clock or at Redis.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from graft_scheduler.kinds import Kind
@@ -124,8 +124,12 @@ class Ledger:
     def __init__(self, rooms: Sequence[HostRoom]) -> None:
         self._machines: dict[str, Machine] = {}
         self._makes: dict[Make, int] = {}
-        classes = _size_classes(room.largest_bytes for room in rooms)
-        self.stands = [self._stand(index, room, classes) for index, room in enumerate(rooms)]
+        sizes = [room.largest_bytes for room in rooms]
+        classes = _size_classes(sizes)
+        self.stands = [
+            self._stand(index, room, size, classes[size])
+            for index, (room, size) in enumerate(zip(rooms, sizes, strict=True))
+        ]
         self.by_id: dict[HostId, Stand] = {stand.room.id: stand for stand in self.stands}
         self.open: list[list[Shelf]] = [[] for _ in range(1 + max(classes.values(), default=-1))]
         """Hosts with something to give when the decision began, by size class, alike ones together."""
@@ -240,7 +244,7 @@ class Ledger:
             stand.version += 1
             self.changes.append(stand)
 
-    def _stand(self, index: int, room: HostRoom, classes: Mapping[int, int]) -> Stand:
+    def _stand(self, index: int, room: HostRoom, largest_bytes: int, size_class: int) -> Stand:
         machine = self._machines.get(room.machine_id)
         if machine is None:
             machine = Machine(room.machine_committed_bytes, room.available_bytes, [])
@@ -253,13 +257,13 @@ class Ledger:
             index=index,
             room=room,
             machine=machine,
-            make=self._makes.setdefault(_make(room), len(self._makes)),
-            size_class=classes[room.largest_bytes],
+            make=self._makes.setdefault(_make(room, largest_bytes), len(self._makes)),
+            size_class=size_class,
             committed_bytes=room.committed_bytes,
             used_slots=room.used_slots,
             running=list(room.running),
             takes_new_jobs=room.takes_new_jobs,
-            largest_bytes=room.largest_bytes,
+            largest_bytes=largest_bytes,
         )
         machine.stands.append(stand)
         return stand
@@ -348,12 +352,12 @@ def _first_end(machine: Machine) -> float:
     return min((LONG_SECONDS if at is None else min(at, LONG_SECONDS) for at in ends), default=0.0)
 
 
-def _make(room: HostRoom) -> Make:
+def _make(room: HostRoom, largest_bytes: int) -> Make:
     return (
         room.backend,
         room.chip,
         room.mlx,
-        room.largest_bytes,
+        largest_bytes,
         room.store_id,
         room.allow_remote_code,
     )

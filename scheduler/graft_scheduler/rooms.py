@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from graft_scheduler.demand import Request
-from graft_scheduler.lessons import LessonKey, Lessons, demand_factor
+from graft_scheduler.lessons import Lesson, LessonKey, Lessons, demand_factor
 from graft_scheduler.states import HostId, JobId
 
 WHOLE_SHARE = 0.75
@@ -135,25 +135,24 @@ class Need:
     """Only while nothing else runs on the machine: its size is unknown."""
 
 
-def need_on(request: Request, host: HostRoom, lessons: Lessons) -> Need:
+def lesson_for(request: Request, host: HostRoom, lessons: Lessons) -> Lesson | None:
+    """What was learned of such jobs on such hosts."""
+    return lessons.get(LessonKey.of(request, host.chip, host.mlx))
+
+
+def need_on(request: Request, host: HostRoom, lesson: Lesson | None) -> Need:
     """What the job needs there: its demand on that backend, corrected by what was learned."""
     demand = (request.demands or {}).get(host.backend)
     if demand is None:
         return Need(int(host.largest_bytes * WHOLE_SHARE), host.largest_bytes, is_alone=True)
-    factor = memory_factor(request, host, lessons)
+    factor = demand_factor(request, lesson)
     return Need(
         math.ceil(demand.minimum_bytes * factor), math.ceil(demand.preferred_bytes * factor), is_alone=False
     )
 
 
-def memory_factor(request: Request, host: HostRoom, lessons: Lessons) -> float:
-    """By which estimates for such jobs on such hosts were wrong."""
-    return demand_factor(request, lessons.get(LessonKey.of(request, host.chip, host.mlx)))
-
-
-def train_seconds(request: Request, host: HostRoom, lessons: Lessons) -> float | None:
-    """How long the training will take there, where that can be told."""
-    lesson = lessons.get(LessonKey.of(request, host.chip, host.mlx))
+def train_seconds(request: Request, lesson: Lesson | None) -> float | None:
+    """How long the training will take where that was learned; absent where it cannot be told."""
     if request.flops is None or lesson is None or lesson.flops_per_second is None:
         return None
     return request.flops / lesson.flops_per_second

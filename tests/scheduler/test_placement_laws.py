@@ -14,7 +14,7 @@ from graft_scheduler.kinds import Kind
 from graft_scheduler.ledger import Ledger
 from graft_scheduler.lessons import Lesson, LessonKey
 from graft_scheduler.placement import NOTHING_LEARNED, Group, group, place, place_groups, preference
-from graft_scheduler.rooms import HostRoom, PendingJob, Placement, Running, need_on
+from graft_scheduler.rooms import HostRoom, PendingJob, Placement, Running, lesson_for, need_on
 from graft_scheduler.states import HostId, JobId
 from graft_scheduler.waiting import explain_wait, never_fits
 from tests.scheduler.fleets import GIB, hosts, job, queues, room
@@ -41,7 +41,7 @@ def test_no_host_and_no_machine_is_ever_given_more_than_it_has(
         on_host[host.id] += placement.bytes
         on_machine[host.machine_id] += placement.bytes
         slots[host.id] += 1
-        assert placement.bytes >= need_on(asks, host, lessons).least_bytes
+        assert placement.bytes >= need_on(asks, host, lesson_for(asks, host, lessons)).least_bytes
         assert on_host[host.id] + host.committed_bytes <= host.budget_bytes
         assert on_machine[host.machine_id] + host.machine_committed_bytes <= host.machine_bytes
         assert slots[host.id] + host.used_slots <= host.slots

@@ -12,6 +12,8 @@ from math import prod
 from graft_scheduler.memory.arrays import Array, Backward, Shape, Storage, siblings
 
 SCALAR = Array((), 4)
+"""A number that a person wrote: it takes the dtype of what it meets."""
+SHORT_SCALAR = Array((), 2)
 
 
 def ready(shape: Shape, itemsize: int) -> Array:
@@ -333,8 +335,9 @@ def _unary(array: Array, backward: Backward) -> Array:
 
 
 def _binary(one: Array, other: Array, backward: Backward, itemsize: int | None = None) -> Array:
-    # A number takes the dtype of what it meets.
     size = itemsize or max(array.itemsize for array in (one, other) if array is not SCALAR)
+    if size == SHORT_SCALAR.itemsize:
+        one, other = (SHORT_SCALAR if array is SCALAR else array for array in (one, other))
     one, other = _together([one, other])
     return Array(one.shape, size, (one, other), Storage.REUSE, backward)
 
