@@ -12,17 +12,20 @@ class Norm(StrEnum):
 
 
 class Activation(StrEnum):
-    """Of an MLP's middle; the first two multiply a gate's with another projection."""
+    """Of an MLP's middle; the first three multiply a gate's with another projection."""
 
     SWIGLU = "swiglu"
     GEGLU = "geglu"
+    ERF_GEGLU = "erf_geglu"
     GELU = "gelu"
+    """Approximated with a tanh."""
+    ERF_GELU = "erf_gelu"
     RELU2 = "relu2"
     SILU = "silu"
 
     @property
     def is_gated(self) -> bool:
-        return self in {Activation.SWIGLU, Activation.GEGLU}
+        return self in {Activation.SWIGLU, Activation.GEGLU, Activation.ERF_GEGLU}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,9 @@ class Block:
     """What mixer and MLP make is normalised too (Gemma 2 and 3, OLMo 2)."""
     is_prenormed: bool = True
     is_parallel: bool = False
-    """Mixer and MLP read the same normalised input (Phi, Cohere, GPT-NeoX)."""
+    """Mixer and MLP read the same input (Phi, Cohere, GPT-NeoX)."""
+    normalises_twice: bool = False
+    """Of a parallel block: each has a norm of its own for it (GPT-NeoX)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,11 @@ SANDWICHED = frozenset(
 POSTNORMED = frozenset(["olmo2", "olmo3", "exaone4"])
 """Nothing is normalised before it is read, only what was made of it."""
 PARALLEL = frozenset(["phi", "phixtral", "gptj", "cohere", "cohere2", "gpt_neox"])
+NORMED_APART = frozenset(["gpt_neox"])
+"""Of those, the ones whose mixer and MLP have norms of their own."""
+UNGROUPED = frozenset(["gpt_neox", "gptj", "gpt2", "olmo", "phixtral", "qwen"])
+"""Whatever a config says of heads of keys and values, there are as many as of queries."""
+ERF_GELU = frozenset(["gemma", "gpt_bigcode", "starcoder2"])
 PLAIN_ATTENTION = frozenset({"gemma2"})
 SCALED_EMBEDDINGS = frozenset(
     ["gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "granite", "granitemoe", "minicpm"]

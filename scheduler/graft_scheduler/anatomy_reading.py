@@ -24,12 +24,14 @@ from graft_scheduler.anatomy_families import (
     BIASED_MLPS,
     BIASED_OUTPUTS,
     BIASED_QUERIES,
+    ERF_GELU,
     FUSED_GATES,
     FUSED_QUERIES,
     GATED_ATTENTION,
     HEAD_NORMED,
     KNOWN,
     LAYER_NORMED,
+    NORMED_APART,
     PARALLEL,
     PLAIN_ATTENTION,
     POSITIONED,
@@ -124,6 +126,7 @@ class _Reader:
             is_sandwiched=sandwiched,
             is_prenormed=self.kind not in POSTNORMED,
             is_parallel=self._is_parallel(),
+            normalises_twice=self.kind in NORMED_APART,
         )
 
     def _has(self, pattern: str) -> bool:
@@ -290,9 +293,11 @@ class _Reader:
         if self.kind in UNGATED or (self.parts and not self._has(GATED_NAMES)):
             if "relu" in name:
                 return Activation.RELU2
-            return Activation.SILU if name in {"silu", "swish"} else Activation.GELU
+            if name in {"silu", "swish"}:
+                return Activation.SILU
+            return Activation.ERF_GELU if self.kind in ERF_GELU else Activation.GELU
         if "gelu" in name or self.kind.startswith("gemma"):
-            return Activation.GEGLU
+            return Activation.ERF_GEGLU if self.kind in ERF_GELU else Activation.GEGLU
         return Activation.SWIGLU
 
     def _fuses_gate(self) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graft_scheduler.anatomy import Anatomy
+from graft_scheduler.anatomy_families import UNGROUPED
 from graft_scheduler.anatomy_reading import read_anatomy
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.tensors import Tensor, read_headers
@@ -151,11 +152,12 @@ def describe(
     hidden = _required(flat, "hidden_size", place)
     heads = _size(flat, "num_heads", max(1, hidden // 64), place)
     architectures = config.get("architectures")
+    is_ungrouped = config["model_type"] in UNGROUPED
     sizes = {
         "hidden_size": hidden,
         "num_layers": _required(flat, "num_layers", place),
         "num_heads": heads,
-        "num_kv_heads": _size(flat, "num_kv_heads", heads, place),
+        "num_kv_heads": heads if is_ungrouped else _size(flat, "num_kv_heads", heads, place),
         "head_dim": _size(flat, "head_dim", max(1, hidden // heads), place),
         "intermediate_size": _size(flat, "intermediate_size", 4 * hidden, place),
         "vocab_size": _required(flat, "vocab_size", place),

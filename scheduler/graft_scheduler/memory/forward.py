@@ -26,6 +26,8 @@ def forward_block(block: Block, x: Array, own: Parameters) -> Array:
         read = norm(x, block.norm, "input_norm", own)
         mixed = mix(block.mixer, read, own)
         assert block.feed is not None
+        if block.normalises_twice:
+            read = norm(x, block.norm, "feed_norm", own)
         fed = feed(block.feed, read, own)
         return op.add(op.add(mixed, fed), x)
     read = norm(x, block.norm, "input_norm", own) if block.is_prenormed else x
@@ -207,13 +209,17 @@ def gated(activation: Activation, gate: Array, up: Array, mode: Mode) -> Array:
         return kernels.frugal_swiglu(gate, up)
     if activation is Activation.SWIGLU:
         return op.multiply(op.multiply(gate, op.sigmoid(gate)), up)
-    return op.multiply(activated(Activation.GELU, gate), up)
+    inner = Activation.ERF_GELU if activation is Activation.ERF_GEGLU else Activation.GELU
+    return op.multiply(activated(inner, gate), up)
 
 
 def activated(activation: Activation, x: Array) -> Array:
     if activation is Activation.GELU:
         inner = op.multiply(op.SCALAR, op.add(x, op.multiply(op.SCALAR, op.cube(x))))
         return op.multiply(op.multiply(op.SCALAR, x), op.add(op.SCALAR, op.tanh(inner)))
+    if activation is Activation.ERF_GELU:
+        share = op.add(op.SCALAR, op.erf(op.divide(x, op.SCALAR)))
+        return op.divide(op.multiply(x, share), op.SCALAR)
     if activation is Activation.RELU2:
         return op.square(op.relu(x))
     return op.multiply(x, op.sigmoid(x))

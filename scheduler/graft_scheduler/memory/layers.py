@@ -135,15 +135,15 @@ def _dropped(x: Array, mode: Mode) -> Array:
 
 def _base_linear(name: str, x: Array, width: float, has_bias: bool, own: Parameters) -> Array:
     weight = own.weight(f"{name}.weight", (width, x.shape[-1]))
-    y = (
-        kernels.quantised_matmul(x, width, is_whole=own.mode.dequantises)
-        if own.mode.quantised
-        else op.matmul(x, op.turned(weight))
-    )
-    if not has_bias:
-        return y
-    bias = own.weight(f"{name}.bias", (width,))
-    return op.add(y, bias)
+    bias = own.weight(f"{name}.bias", (width,)) if has_bias else None
+    if own.mode.quantised:
+        y = kernels.quantised_matmul(x, width, is_whole=own.mode.dequantises)
+        return y if bias is None else op.add(y, bias)
+    if bias is None:
+        return op.matmul(x, op.turned(weight))
+    flat = _end_to_end(x)
+    made = op.addmm(op.broadcast(bias, (flat.shape[0], width)), flat, op.turned(weight))
+    return op.view(made, (*x.shape[:-1], width))
 
 
 def _add_branch(name: str, x: Array, y: Array, z: Array, own: Parameters) -> Array:

@@ -85,6 +85,14 @@ def exp(array: Array) -> Array:
     return _unary(array, lambda out, given, places: [multiply(given[0], out)])
 
 
+def erf(array: Array) -> Array:
+    def backward(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
+        scaled = multiply(SCALAR, given[0])
+        return [multiply(scaled, exp(negative(square(out.inputs[0]))))]
+
+    return _unary(array, backward)
+
+
 def tanh(array: Array) -> Array:
     def backward(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
         opened = square(_unary(out.inputs[0], _nothing))  # cosh
@@ -260,11 +268,11 @@ def addmm(summand: Array, one: Array, other: Array) -> Array:
     """`summand + one @ other`, of rows end to end: (n, m), (n, k) and (k, m)."""
 
     def backward(out: Array, given: list[Array], places: tuple[int, ...]) -> list[Array]:
-        _, left, right = out.inputs
-        made = [given[0], matmul(given[0], turned(right)), matmul(turned(left), given[0])]
+        left, right, _ = out.inputs
+        made = [matmul(given[0], turned(right)), matmul(turned(left), given[0]), given[0]]
         return [made[place] for place in places]
 
-    return Array(summand.shape, summand.itemsize, (summand, one, other), Storage.NEW, backward)
+    return Array(summand.shape, summand.itemsize, (one, other, summand), Storage.NEW, backward)
 
 
 def turned(array: Array) -> Array:

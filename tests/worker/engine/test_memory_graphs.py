@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx import nn
-from mlx_lm.models import gemma, llama
+from mlx_lm.models import gemma, gemma2, gpt_neox, llama, starcoder2
 from mlx_lm.models.base import create_attention_mask
 
 from graft_scheduler.anatomy import Activation, Anatomy, Attention, Block, Mlp, Norm
@@ -125,14 +125,65 @@ def test_a_layer_norm() -> None:
     assert_near(measured(real_gradient_of(layer, LARGE)), expected)
 
 
-@pytest.mark.parametrize("activation", [Activation.SWIGLU, Activation.GEGLU])
+MLPS: dict[Activation, Callable[[], nn.Module]] = {
+    Activation.SWIGLU: lambda: llama.MLP(llama_args()),
+    Activation.GEGLU: lambda: gemma2.MLP(HIDDEN, WIDTH),
+    Activation.ERF_GEGLU: lambda: gemma.MLP(HIDDEN, WIDTH),
+}
+
+
+@pytest.mark.parametrize("activation", list(MLPS))
 def test_a_gated_mlp(activation: Activation) -> None:
-    is_gelu = activation is Activation.GEGLU
-    layer = drawn(gemma.MLP(HIDDEN, WIDTH) if is_gelu else llama.MLP(llama_args()))
+    layer = drawn(MLPS[activation]())
 
     expected = evaluated(gradient_of(lambda x: feed(Mlp(WIDTH, activation), x, frozen())))
 
     assert_near(measured(real_gradient_of(layer)), expected)
+
+
+@pytest.mark.parametrize("activation", [Activation.GELU, Activation.ERF_GELU])
+def test_a_biased_mlp_that_learns(activation: Activation) -> None:
+    layer: Any = starcoder2.MLP(HIDDEN, WIDTH) if activation is Activation.ERF_GELU else NeoxMlp()
+    mx.eval(layer.parameters())
+    x = mx.random.normal(SHAPE)
+    mx.eval(x)
+
+    def loss(parameters: dict[str, Any]) -> mx.array:
+        layer.update(parameters)
+        found: mx.array = layer(x).square().sum()
+        return found
+
+    own = Parameters(replace(MODE, learns_base=True), RANK, frozenset())
+    total = op.total(op.square(feed(Mlp(WIDTH, activation, has_bias=True), op.ready(SHAPE, 4), own)))
+    expected = evaluated([total, *vjp([total], [op.ready((), 4)], list(own.found.values()))])
+
+    parameters = layer.parameters()
+    assert_near(measured(lambda: mx.value_and_grad(loss)(parameters)), expected)
+
+
+class NeoxMlp(nn.Module):
+    """As GPT-NeoX's, of any width."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # MLX has no types here
+        self.up, self.down = nn.Linear(HIDDEN, WIDTH), nn.Linear(WIDTH, HIDDEN)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down(nn.gelu_approx(self.up(x)))
+
+
+def test_a_parallel_block_with_two_norms() -> None:
+    args = gpt_neox.ModelArgs("gpt_neox", 512, HIDDEN, HEADS, 1, 1e-5, VOCABULARY, 10000, 0.25)
+    layer = drawn(gpt_neox.TransformerBlock(args))
+    mixer = Attention(
+        HEADS, HEADS, HEAD_DIM, HEAD_DIM, HEAD_DIM // 4, is_fused=True, has_bias=True, has_output_bias=True
+    )
+    mlp = Mlp(4 * HIDDEN, Activation.GELU, has_bias=True)
+    block = Block(mixer, mlp, Norm.LAYER, is_parallel=True, normalises_twice=True)
+
+    expected = evaluated(gradient_of(lambda x: forward_block(block, x, frozen())))
+
+    assert_near(measured(real_gradient_of(lambda x: layer(x, "causal"))), expected)
 
 
 ATTENTION = Attention(HEADS, GROUPS, HEAD_DIM, HEAD_DIM, HEAD_DIM)
