@@ -39,7 +39,9 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture
 def redis(redis_server: RedisServer) -> Iterator[Redis]:
-    """The server, empty; afterwards every key must be permanent, or of a live job, or have a TTL."""
+    """The server, empty; afterwards every key must be permanent, of a live job or of a study, or have a
+    TTL.
+    """
     client = connect(redis_server.url)
     client.flushall()
     yield client
@@ -70,6 +72,9 @@ def leaked_keys(client: Redis) -> list[str]:
 def _may_stay(client: Redis, key: str) -> bool:
     if key in permanent_keys() or client.ttl(key) > 0:
         return True
+    if key.startswith(keys.PREFIX + "study:"):
+        number = key.removeprefix(keys.PREFIX + "study:").partition(":")[0]
+        return number in client.hvals(keys.STUDIES)
     job = JobId(key.removeprefix(keys.PREFIX + "job:").partition(":")[0])
     state = client.hget(keys.job(job), "state")
     return state is not None and not JobState(str(state)).is_terminal

@@ -261,4 +261,6 @@ def permanent_keys() -> set[str]:
         keys.RESERVED,
         keys.HELD,
         keys.LESSONS,
+        keys.STUDIES,
+        keys.STUDY_SEQUENCE,
     }

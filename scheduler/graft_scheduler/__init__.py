@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from graft_scheduler.job_plan import JobPlan
     from graft_scheduler.jobs import CountJob, JobSpec, TrainJob
     from graft_scheduler.records import JobRecord
+    from graft_scheduler.studies.storage import study_storage
 
 _HOMES = {
     "Client": "client",
@@ -18,9 +19,19 @@ _HOMES = {
     "JobSpec": "jobs",
     "TrainJob": "jobs",
     "JobRecord": "records",
+    "study_storage": "studies.storage",
 }
 
-__all__ = ["Client", "CountJob", "JobHandle", "JobPlan", "JobRecord", "JobSpec", "TrainJob"]
+__all__ = [
+    "Client",
+    "CountJob",
+    "JobHandle",
+    "JobPlan",
+    "JobRecord",
+    "JobSpec",
+    "TrainJob",
+    "study_storage",
+]
 
 
 def __getattr__(name: str) -> Any:

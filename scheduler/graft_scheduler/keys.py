@@ -47,6 +47,20 @@ LESSONS = PREFIX + "lessons"
 """Hash: `family|method|chip|mlx` → JSON of what finished jobs taught."""
 SNAPSHOT = PREFIX + "snapshot"
 """The hosts and reservations as the leader saw them in its last round, as JSON; with a TTL."""
+STUDIES = PREFIX + "studies"
+"""Hash: name of a study → its number."""
+STUDY_SEQUENCE = PREFIX + "study_sequence"
+"""Counter of studies; numbers are never used again."""
+
+
+def study_log(number: int) -> str:
+    """List: Optuna's journal of one study, an entry of JSON each."""
+    return f"{PREFIX}study:{number}:log"
+
+
+def study_writers(number: int) -> str:
+    """Hash: who wrote to that log → the number of its last entries, so that none is written twice."""
+    return f"{PREFIX}study:{number}:writers"
 
 
 def job(job_id: JobId) -> str:
