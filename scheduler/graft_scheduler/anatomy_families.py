@@ -49,10 +49,11 @@ KNOWN = frozenset(
         "ministral3",
         "gpt_bigcode",
         "deepseek",
-        "dbrx",
         "glm4_moe",
     ]
 )
+TOKEN_BY_TOKEN = frozenset(["dbrx"])
+"""mlx-lm computes their experts for each token by itself."""
 LAYER_NORMED = frozenset(
     [
         "gpt2",

@@ -40,6 +40,7 @@ from graft_scheduler.anatomy_families import (
     SANDWICHED,
     SCALED_EMBEDDINGS,
     SHARED_GATES,
+    TOKEN_BY_TOKEN,
     UNGATED,
 )
 
@@ -109,6 +110,8 @@ class _Reader:
         """What is not known for certain of this model."""
         if any(isinstance(block.mixer, Recurrence) for block in blocks):
             return f"of {self.kind}, what lies between a recurrent layer's projections is only estimated"
+        if self.kind in TOKEN_BY_TOKEN:
+            return f"the experts of {self.kind} are computed token by token: that takes several times as much"
         if self.config.get("kv_lora_rank"):
             return f"the compressed keys and values of {self.kind} are counted as full ones"
         if self.kind in KNOWN:

@@ -67,6 +67,22 @@ class Range(Spec):
         return self
 
     @property
+    def spacing(self) -> float | None:
+        """Between neighbours, where there are any."""
+        return self.step if self.step is not None or not self.whole or self.log else 1.0
+
+    @property
+    def count(self) -> int:
+        """How many numbers lie in a range with steps.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.spacing is None:
+            raise ValueError("the range has no steps")
+        return int((self.high - self.low) / self.spacing + 1e-9) + 1
+
+    @property
     def ends(self) -> tuple[int | float, ...]:
         """For trying what the job says to them."""
         return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)

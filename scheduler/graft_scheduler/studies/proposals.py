@@ -1,0 +1,147 @@
+"""From a study's spec to Optuna's terms, and proposals that a restart does not change.
+
+Each trial is sampled with a seed of its own, that of the study with its number: whoever goes on with a
+study, in whichever process, proposes what the one before would have proposed from the same results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    GridSampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from graft_scheduler.studies.space import Parameter, Range, Space, Value
+from graft_scheduler.studies.spec import SamplerName, StudySpec
+
+
+def propose(study: Study, spec: StudySpec) -> Trial:
+    """A new trial with all its settings.
+
+    If this process dies within, the trial lacks some of them; `complete` gives it the same.
+    """
+    storage_id = study._storage.create_new_trial(study._study_id)
+    return complete(study, spec, storage_id)
+
+
+def complete(study: Study, spec: StudySpec, trial_id: int) -> Trial:
+    """The trial of this id, with the settings that it still lacks."""
+    number = study._storage.get_trial_number_from_id(trial_id)
+    study.sampler = make_sampler(spec, number)
+    trial = optuna.Trial(study, trial_id)
+    _ = trial.relative_params  # what is drawn together is drawn first, and kept
+    for name, distribution in distributions_of(spec.space).items():
+        study.sampler = make_sampler(spec, number, name)  # what is drawn alone does not depend on the others
+        trial._suggest(name, distribution)
+    return trial
+
+
+def values_of(params: Mapping[str, Any], space: Space) -> dict[str, Value]:
+    """Settings of a job from a trial's parameters."""
+    found: dict[str, Value] = {}
+    for name, value in params.items():
+        is_text = not isinstance(space.parameters[name], Range)
+        found[name] = _decoded(value) if is_text else value
+    return found
+
+
+def distributions_of(space: Space) -> dict[str, BaseDistribution]:
+    """What each setting is drawn from; choices as JSON, which Optuna can keep whatever they are."""
+    return {name: _distribution(one) for name, one in space.parameters.items()}
+
+
+def make_sampler(spec: StudySpec, number: int, setting: str = "") -> BaseSampler:
+    """The sampler of the trial with this number, or of one of its settings."""
+    seed = int.from_bytes(hashlib.sha256(f"{spec.seed}:{number}:{setting}".encode()).digest()[:4], "big") >> 1
+    match spec.sampler:
+        case SamplerName.RANDOM:
+            return RandomSampler(seed=seed)
+        case SamplerName.GRID:
+            return _Grid(_grid(spec.space), seed=spec.seed)
+        case SamplerName.QMC:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                return _Sobol(distributions_of(spec.space), spec.seed)
+        case SamplerName.GP:
+            return GPSampler(seed=seed, n_startup_trials=_startup(spec))
+        case SamplerName.CMAES:
+            return CmaEsSampler(seed=seed, n_startup_trials=_startup(spec))
+        case SamplerName.TPE:
+            return TPESampler(seed=seed, n_startup_trials=_startup(spec))
+
+
+def _startup(spec: StudySpec) -> int:
+    """Trials at random before there is anything to learn from: a quarter, at most ten."""
+    return max(1, min(10, spec.trials // 4))
+
+
+class _Grid(GridSampler):
+    """A grid that leaves it to the study when to end: Optuna's own stops a loop that there is not."""
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Do nothing."""
+
+
+class _Sobol(QMCSampler):
+    """A scrambled Sobol sequence whose points are told by a trial's number, the first one too."""
+
+    def __init__(self, space: dict[str, BaseDistribution], seed: int) -> None:
+        super().__init__(scramble=True, seed=seed, warn_asynchronous_seeding=False)
+        self._space = space
+        self._number = 0
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        self._number = trial.number
+        return self._space
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._number
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    if not isinstance(parameter, Range):
+        return CategoricalDistribution([json.dumps(value) for value in parameter.values])
+    if parameter.whole:
+        step = 1 if parameter.step is None else int(parameter.step)
+        return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log, step=step)
+    return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+def _grid(space: Space) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for name, one in space.parameters.items():
+        if not isinstance(one, Range):
+            found[name] = [json.dumps(value) for value in one.values]
+            continue
+        assert one.spacing is not None  # `StudySpec` refuses others
+        numbers = [one.low + one.spacing * place for place in range(one.count)]
+        found[name] = [int(number) for number in numbers] if one.whole else numbers
+    return found
+
+
+def _decoded(text: str) -> Value:
+    value = json.loads(text)
+    return tuple(value) if isinstance(value, list) else value
