@@ -136,13 +136,15 @@ def test_a_local_training_that_is_interrupted_goes_on_where_it_was(
         rest = told.read()
     assert training.wait(40) == 130
     assert "goes on from the checkpoint" in rest
-    (checkpoint,) = (output / "checkpoints").glob("step-*")
+    # A busy machine may have trained on to an evaluation, whose best state is kept too.
+    steps = [int(one.name.removeprefix("step-")) for one in (output / "checkpoints").glob("step-*")]
 
     again = graft(fleet, *words, "--json")
 
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["result"]["steps"] == 400
-    assert int(checkpoint.name.removeprefix("step-")) > 0
+    assert steps
+    assert min(steps) > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="writes through /proc")
