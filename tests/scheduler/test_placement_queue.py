@@ -165,7 +165,7 @@ def test_a_long_group_is_read_in_part(
 STEPS = ["place", "claim", "give back", "fail", "expire", "cancel", "retry", "reserve"]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.sampled_from("abc")), max_size=25))
 def test_whatever_happens_a_job_is_in_a_group_only_while_it_waits(
     redis: Redis, transitions: Transitions, steps: list[tuple[str, str]]

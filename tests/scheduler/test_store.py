@@ -135,13 +135,13 @@ def test_a_digest_is_the_plain_sha256_of_the_file(store: Store, tmp_path: Path) 
     assert not store.has(ABSENT)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=3000))
 def test_bytes_come_back_as_they_were_put(store: Store, data: bytes) -> None:
     assert store.get_bytes(store.put_bytes(data)) == data
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=st.lists(st.tuples(NAMES, st.binary(max_size=100)), min_size=1, max_size=3))
 def test_a_folder_comes_back_as_it_was_put(
     store: Store, tmp_path_factory: pytest.TempPathFactory, files: list[tuple[str, bytes]]

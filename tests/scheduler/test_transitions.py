@@ -669,7 +669,7 @@ def test_a_worker_that_starts_again_lets_go_of_what_it_held(transitions: Transit
 STEPS = ["place", "claim", "beat", "finish", "give back", "fail", "end lease", "expire", "cancel", "retry"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.sampled_from(["a", "b"])), max_size=25))
 def test_whatever_happens_a_job_is_in_one_place_and_memory_is_accounted_for(
     redis: Redis, transitions: Transitions, steps: list[tuple[str, str]]

@@ -61,7 +61,7 @@ SAMPLE_ROWS = 64
 """and the row is one of the first, this many."""
 GPU_TRIES = 3
 """How often the dearest micro-batch is tried on a GPU, which lags behind a little more or less each time:
-single peaks of one micro-batch lay up to 8% apart on an H100."""
+single peaks of one micro-batch lay up to 10% apart on an H100."""
 
 
 def train(start: Start, link: Link) -> Done:
