@@ -35,8 +35,8 @@ class StudyJournal(BaseJournalBackend):
         self._url, self._number = url, number
         self._log, self._writers = keys.study_log(number), keys.study_writers(number)
         self._redis = redis
-        self._create = redis.register_script(script("study_create"))
-        self._append = redis.register_script(script("study_append"))
+        self._create = redis.register_script(script("create"))
+        self._append = redis.register_script(script("append"))
         self._writer, self._written = str(uuid.uuid4()), 0
         self._at, self._last = 0, ""
         """So many entries were handed out, and the last of them."""
@@ -96,8 +96,8 @@ class StudyJournal(BaseJournalBackend):
 
 
 def script(name: str) -> str:
-    """The text of a Lua script."""
-    return resources.files("graft_scheduler").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    """The text of one of the scripts in `studies/lua/`, which stand alone."""
+    return resources.files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
 
 
 def _text(entry: dict[str, Any]) -> str:

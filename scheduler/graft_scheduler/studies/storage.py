@@ -52,7 +52,7 @@ class StudyStorage(BaseStorage):
     def __init__(self, url: str) -> None:
         self._url = url
         self._redis = connect(url)
-        self._delete = self._redis.register_script(script("study_delete"))
+        self._delete = self._redis.register_script(script("delete"))
         self._lock = threading.Lock()
         self._studies: dict[int, _Study] = {}
 

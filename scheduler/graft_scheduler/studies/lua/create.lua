@@ -1,5 +1,4 @@
 -- Begin a study's log under a name that is free; once, however often the command is sent.
--- Stands alone, without the prelude.
 -- KEYS: hash of names, the log
 -- ARGV: name, number of the study, first entry as JSON
 -- Returns 1, or 0 when another study has the name.

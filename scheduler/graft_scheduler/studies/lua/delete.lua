@@ -1,5 +1,4 @@
 -- Forget a study and its name.
--- Stands alone, without the prelude.
 -- KEYS: hash of names, the log, a hash of each writer's last number
 -- ARGV: name, number of the study
 -- Returns 1, or 0 when there is no such study (any more).

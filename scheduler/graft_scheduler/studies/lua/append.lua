@@ -1,5 +1,4 @@
 -- Append a writer's next entries to a study's log; once, however often the command is sent.
--- Stands alone, without the prelude.
 -- KEYS: the log, a hash of each writer's last number
 -- ARGV: writer, number of these entries, entries as JSON
 -- Returns 1, or 0 when there is no such study (any more).
