@@ -59,6 +59,8 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
         level = nested
         for part in path:
             below = level.setdefault(part, {})
+            if below is None:  # a group that is left out
+                below = level[part] = {}
             if isinstance(below, str) and part in {"model", "data"}:
                 below = level[part] = {"source": below}
             if not isinstance(below, dict):

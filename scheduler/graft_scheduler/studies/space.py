@@ -169,15 +169,7 @@ def with_values(base: TrainJob, values: Mapping[str, Value]) -> TrainJob:
     Raises:
         InvalidInput: they do not fit the job or each other.
     """
-    settings = base.model_dump(mode="json")
-    for name, value in values.items():
-        *path, leaf = name.split(".")
-        level = settings
-        for part in path:
-            level[part] = level.get(part) or {}
-            level = level[part]
-        level[leaf] = value
-    return build_train_job(settings)
+    return build_train_job({**base.model_dump(mode="json"), **values})
 
 
 def _split(texts: Sequence[str]) -> dict[str, str]:
