@@ -247,6 +247,7 @@ def permanent_keys() -> set[str]:
         keys.QUEUE,
         keys.PLACED,
         keys.LEASES,
+        keys.PAUSED,
         keys.JOBS,
         keys.COMMITTED,
         keys.SEQUENCE,

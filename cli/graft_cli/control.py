@@ -1,4 +1,4 @@
-"""`cancel`, `retry` and `pull`: what a person does to a job."""
+"""`cancel`, `pause`, `resume`, `retry` and `pull`: what a person does to a job."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from graft_cli.options import AsJson, JobArgument, RedisUrl, StoreUrl, connect
 from graft_cli.output import out
+from graft_scheduler.states import JobState
 
 
 def cancel(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
@@ -24,6 +25,35 @@ def cancel(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None
     else:
         out.note(f"job {record.id} stops at its next step, with a checkpoint")
     out.hint(f"`graft retry {record.id}` goes on with it later")
+
+
+def pause(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
+    """Take a job out of the queue; a running one saves a checkpoint and gives its host back."""
+    with connect(redis_url) as client:
+        record = client.pause(job)
+    if as_json:
+        out.json(record.as_json())
+    else:
+        out.data(record.id)
+    if record.state is JobState.PAUSED:
+        out.note(f"job {record.id} is paused")
+    else:
+        out.note(f"job {record.id} pauses at its next step, with a checkpoint")
+    out.hint(f"`graft resume {record.id}` lets it go on")
+
+
+def resume(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
+    """Queue a paused job again.
+
+    It goes on from its last checkpoint.
+    """
+    with connect(redis_url) as client:
+        record = client.resume(job)
+    if as_json:
+        out.json(record.as_json())
+    else:
+        out.data(record.id)
+    out.hint(f"`graft logs -f {record.id}` follows it")
 
 
 def retry(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:

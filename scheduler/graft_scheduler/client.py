@@ -19,7 +19,7 @@ from graft_scheduler.reader import Reader
 from graft_scheduler.records import HostRecord, JobRecord
 from graft_scheduler.settings import Settings, load_settings
 from graft_scheduler.snapshot import forget_snapshot
-from graft_scheduler.states import JobId, JobState
+from graft_scheduler.states import JobId, JobState, StopReason
 from graft_scheduler.store import Store, open_store
 from graft_scheduler.transitions import Transitions
 
@@ -128,6 +128,35 @@ class Client(Reader):
         if before is not JobState.RUNNING:
             waiting_for = record.token + (before is JobState.QUEUED)
             self._broker().announce_revoked(full, waiting_for)
+        return record
+
+    def pause(self, job_id: str) -> JobRecord:
+        """Take a job out of the queue, or ask its runner to save a checkpoint and stop; see `resume`.
+
+        Raises:
+            Conflict: it has ended.
+        """
+        with self._reached():
+            full = self._full_id(job_id)
+            before = self._transitions.pause(full, current_user())
+        if before.is_terminal:
+            raise Conflict(f"job {full} is {before.value} already; there is nothing to pause")
+        return self.get(full)
+
+    def resume(self, job_id: str) -> JobRecord:
+        """Queue a paused job again; it goes on from its newest checkpoint.
+
+        Raises:
+            Conflict: it is not paused.
+        """
+        with self._reached():
+            full = self._full_id(job_id)
+            asked = self.get(full).stop_requested is StopReason.PAUSE
+            before = self._transitions.resume(full, current_user())
+        if before is not JobState.PAUSED and not asked:
+            raise Conflict(f"job {full} is {before.shown}; only paused jobs can be resumed")
+        record = self.get(full)
+        self._broker().announce_waiting([(full, record.token, record.spec.kind, record.spec.submitter)])
         return record
 
     def retry(self, job_id: str) -> JobRecord:

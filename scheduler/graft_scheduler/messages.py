@@ -36,6 +36,8 @@ class Start(Message):
     """Holds `train.jsonl` and perhaps `valid.jsonl`."""
     resume_dir: str | None = None
     """A checkpoint to go on from."""
+    pause_step: int | None = None
+    """Having come to this step: evaluate, save a checkpoint and stop."""
     budget_bytes: int | None = None
     """What MLX may use for this job."""
     memory_limit: MemoryLimit | None = None

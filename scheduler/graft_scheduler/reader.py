@@ -164,7 +164,7 @@ class Reader:
 
     def _live_ids(self) -> list[JobId]:
         pipeline = self._redis.pipeline(transaction=False)
-        for running_first in (keys.LEASES, keys.PLACED, keys.QUEUE):
+        for running_first in (keys.LEASES, keys.PLACED, keys.QUEUE, keys.PAUSED):
             pipeline.zrange(running_first, 0, -1)
         return [JobId(job_id) for ids in pipeline.execute() for job_id in ids]
 
@@ -218,6 +218,8 @@ def _summary_of_state(record: JobRecord) -> str:
             return f"placed{where}; its worker is about to take it"
         case JobState.RUNNING:
             return f"running{where}"
+        case JobState.PAUSED:
+            return f"paused; `graft resume {record.id}` lets it go on"
         case JobState.FAILED if record.failure:
             return f"failed{where} ({record.failure.failure}): {record.failure.text}"
         case _:

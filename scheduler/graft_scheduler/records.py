@@ -131,6 +131,8 @@ class JobRecord:
     """Attempts that ended because memory ran out; they are not charged."""
     memory_limit: MemoryLimit | None
     """What was learned from them, or from being shrunk; the next attempt obeys it."""
+    pause_step: int | None
+    """Having come to this step it pauses."""
     above_bytes: int | None
     """Hosts that may use no more than this ran out of memory, and are not tried again."""
     store_id: str
@@ -187,6 +189,7 @@ class JobRecord:
             memory_failures=int(fields.get(Count.MEMORY) or 0),
             memory_limit=optional(MemoryLimit.model_validate_json, "memory_limit"),
             above_bytes=optional(int, "above_bytes"),
+            pause_step=optional(int, "pause_step"),
             store_id=fields.get("store_id", ""),
             demands=optional(_DEMANDS.validate_json, "demands"),
             request=optional(Request.model_validate_json, "request"),
@@ -220,6 +223,7 @@ class JobRecord:
             "memory_failures": self.memory_failures,
             "memory_limit": _plain(self.memory_limit),
             "above_bytes": self.above_bytes,
+            "pause_step": self.pause_step,
             "host": self.host_name,
             "demands": {name: _plain(one) for name, one in self.demands.items()} if self.demands else None,
             "reserved_bytes": self.reserved_bytes,

@@ -20,6 +20,8 @@ class JobState(StrEnum):
     QUEUED = "queued"
     PLACED = "placed"
     RUNNING = "running"
+    PAUSED = "paused"
+    """Holds no host and waits to be told to go on, with its checkpoint kept."""
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -55,6 +57,10 @@ class StopReason(StrEnum):
     """The host must let go (shutdown, a long outage): the job is queued again and resumes."""
     SHRINK = "shrink"
     """The host's memory runs out: the job is queued again and resumes with less computed at once."""
+    PAUSE = "pause"
+    """It has come to the step that it was to pause at, or somebody asked for a pause."""
+    PRUNE = "prune"
+    """A study's trial that others have left behind: the job ends as cancelled."""
 
 
 class FailureClass(StrEnum):

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from redis import Redis
@@ -81,7 +81,7 @@ class Ending:
     """How an attempt ended."""
 
     outcome: JobState
-    """completed, failed, cancelled, or queued to go on elsewhere."""
+    """completed, failed, cancelled, paused, or queued to go on elsewhere."""
     event: str
     data: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
@@ -165,10 +165,14 @@ class Transitions:
         spec: TrainJob | CountJob,
         request: Request,
         demands: Mapping[str, Demand] | None = None,
+        *,
+        kind: str | None = None,
+        pause_step: int | None = None,
     ) -> None:
         """Accept a job: from here on it is never lost.
 
-        `request` is what placement looks at; `demands` what people see, by default those of the request.
+        `request` is what placement looks at; `demands` what people see, by default those of the request;
+        `kind` what Flower calls it, by default the specification's; at `pause_step` it pauses.
 
         Raises:
             Conflict: the id exists.
@@ -177,8 +181,9 @@ class Transitions:
         accepted = self._run(
             "submit",
             [
-                *(job_id, dump_job(spec), spec.kind, spec.submitter, spec.priority),
+                *(job_id, dump_job(spec), kind or spec.kind, spec.submitter, spec.priority),
                 *(_dump_demands(shown), request.store_id, request.model_dump_json()),
+                "" if pause_step is None else pause_step,
             ],
             job=job_id,
         )
@@ -261,10 +266,35 @@ class Transitions:
         Raises:
             NotFound, Conflict: there is no such job, or it has ended.
         """
-        state = self._ask("cancel", job_id, by)
+        state = self._ask("cancel", job_id, by, StopReason.CANCEL, "cancelled", "cancelling")
         if state.is_terminal:
             raise Conflict(f"job {job_id} is {state.value} already; there is nothing to cancel")
         return state
+
+    def prune(self, job_id: JobId, by: str) -> JobState:
+        """End a trial that others have left behind, as `cancel`; the state before, which may be an ended one.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        return self._ask("cancel", job_id, by, StopReason.PRUNE, "pruned", "pruning")
+
+    def pause(self, job_id: JobId, by: str) -> JobState:
+        """Take a job that waits out of the queue, or ask its runner to stop with a checkpoint; the state
+        before. One that has ended, or is about to, stays as it is.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        return self._ask("pause", job_id, by)
+
+    def resume(self, job_id: JobId, by: str, pause_step: int | Literal["same"] | None = "same") -> JobState:
+        """Queue a paused job again; the state before. It pauses next at `pause_step`, or never.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        return self._ask("resume", job_id, by, "" if pause_step is None else pause_step)
 
     def retry(self, job_id: JobId, by: str) -> None:
         """Queue an ended job again.
@@ -299,8 +329,8 @@ class Transitions:
         if last is not None:
             self.redis.zincrby(keys.HOSTS, -_ms(heartbeat_seconds * MISSED_BEATS) - 1, host_id)
 
-    def _ask(self, script: str, job_id: JobId, by: str) -> JobState:
-        state = self._run(script, [job_id, by, secrets.token_hex(8)], job=job_id)
+    def _ask(self, script: str, job_id: JobId, by: str, *more: str | int) -> JobState:
+        state = self._run(script, [job_id, by, secrets.token_hex(8), *more], job=job_id)
         if state is None:
             raise NotFound(f"there is no job {job_id}")
         return JobState(state)
@@ -313,6 +343,7 @@ class Transitions:
         shared = [keys.QUEUE, keys.PLACED, keys.LEASES, keys.COMMITTED, keys.JOBS, keys.HOSTS, keys.EVENTS]
         shared += [keys.WAKE, keys.LEADER, keys.EPOCH, keys.CLOCK, keys.SEQUENCE]
         groups = [keys.GROUPS, keys.GROUP_REQUESTS, keys.GROUPED, keys.RESERVED, keys.HELD, keys.LESSONS]
+        groups.append(keys.PAUSED)
         all_keys = [*of_job, *shared, keys.host(host) if host else "", *groups]
         return self._scripts[f"{script}.lua"](keys=all_keys, args=list(arguments))
 

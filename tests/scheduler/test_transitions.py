@@ -248,8 +248,9 @@ def test_a_request_said_again_gets_the_answer_it_had(transitions: Transitions, r
     transitions.submit(JOB, spec, asks(None))
     assert redis.zcard(keys.QUEUE) == 1
 
+    arguments = [JOB, "me", "one request", "cancel", "cancelled", "cancelling"]
     for _ in range(2):
-        assert transitions._run("cancel", [JOB, "me", "one request"], job=JOB) == "queued"
+        assert transitions._run("cancel", arguments, job=JOB) == "queued"
     assert event_names(redis).count("cancelled") == 1
 
 
@@ -620,6 +621,86 @@ def test_a_placed_job_that_was_cancelled_cannot_be_claimed(transitions: Transiti
     transitions.cancel(JOB, "me")
 
     assert transitions.claim(hold(token), HOST, "boot", LEASE) is None
+
+
+PAUSED = Ending(JobState.PAUSED, "paused")
+
+
+def test_a_job_that_pauses_holds_no_host_and_goes_on_when_told(
+    transitions: Transitions, redis: Redis
+) -> None:
+    transitions.submit(JobId(JOB), CountJob(), asks(1), pause_step=4)
+    held = run(transitions)
+    assert record(redis).pause_step == 4
+    transitions.report(held, Report(resume=ResumePoint(digest=Digest("sha256:1"), step=4)))
+    assert transitions.finish(held, HOST, PAUSED) is JobState.PAUSED
+    assert redis.hlen(keys.COMMITTED) == 0
+    assert redis.zcard(keys.QUEUE) == redis.zcard(keys.GROUPS) == redis.zcard(keys.LEASES) == 0
+    assert transitions.resume(JOB, "study", 8) is JobState.PAUSED
+    after = record(redis)
+    assert (after.state, after.pause_step, after.charged) == (JobState.QUEUED, 8, 0)
+    assert after.resume is not None
+    assert redis.zcard(keys.PAUSED) == 0
+    assert run(transitions).token == held.token + 1
+
+
+def test_a_waiting_job_pauses_at_once_and_only_once(transitions: Transitions, redis: Redis) -> None:
+    submit(transitions)
+    assert transitions.pause(JOB, "me") is JobState.QUEUED
+    assert transitions.pause(JOB, "me") is JobState.PAUSED
+    assert event_names(redis) == ["submitted", "paused"]
+    assert Queue(redis).read() == []
+    transitions.resume(JOB, "me")
+    assert record(redis).pause_step is None
+    assert len(Queue(redis).read()) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "state"),
+    [("pause", JobState.PAUSED), ("prune", JobState.CANCELLED), ("cancel", JobState.CANCELLED)],
+)
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_what_a_running_job_was_asked_decides_what_becomes_of_it(
+    transitions: Transitions, redis: Redis, asked: str, state: JobState, is_lost: bool
+) -> None:
+    submit(transitions)
+    held = run(transitions)
+    assert getattr(transitions, asked)(JOB, "me") is JobState.RUNNING
+    assert transitions.beat(held, LEASE) is StopReason(asked)
+    if is_lost:
+        end_lease(redis)
+        assert transitions.expire(JobId(JOB), HOST) is state
+    else:
+        assert transitions.finish(held, HOST, YIELDED) is state
+    assert record(redis).state is state
+    assert redis.hlen(keys.COMMITTED) == 0
+
+
+def test_a_pause_that_is_taken_back_queues_the_job_again(transitions: Transitions) -> None:
+    submit(transitions)
+    held = run(transitions)
+    transitions.pause(JOB, "me")
+    assert transitions.resume(JOB, "me") is JobState.RUNNING
+    assert transitions.beat(held, LEASE) is StopReason.YIELD
+    assert transitions.finish(held, HOST, PAUSED) is JobState.QUEUED
+
+
+def test_a_cancel_is_not_turned_into_a_pause(transitions: Transitions) -> None:
+    submit(transitions)
+    held = run(transitions)
+    transitions.cancel(JOB, "me")
+    transitions.pause(JOB, "me")
+    assert transitions.beat(held, LEASE) is StopReason.CANCEL
+
+
+def test_a_paused_job_can_be_cancelled_and_pruned(transitions: Transitions, redis: Redis) -> None:
+    for job, end in (("job1", transitions.cancel), ("job2", transitions.prune)):
+        submit(transitions, job)
+        transitions.pause(JobId(job), "me")
+        assert end(JobId(job), "me") is JobState.PAUSED
+        assert record(redis, job).state is JobState.CANCELLED
+    assert event_names(redis, "job2")[-1] == "pruned"
+    assert redis.zcard(keys.PAUSED) == 0
 
 
 def test_cancelling_an_ended_job_is_a_conflict(transitions: Transitions) -> None:

@@ -182,6 +182,7 @@ class Attempt:
             model_dir=_text(model),
             data_dir=_text(data),
             resume_dir=_text(resume),
+            pause_step=record.pause_step,
             budget_bytes=record.reserved_bytes or self._worker.info.budget_bytes,
             memory_limit=record.memory_limit,
             memory_factor=self._memory_factor(),
@@ -273,8 +274,8 @@ class Attempt:
         match last_word:
             case Done(stopped=None):
                 return self._hand_over(last_word)
-            case Done(stopped=StopReason() as reason):
-                return self._stopped(reason)
+            case Done(stopped=StopReason() as reason, result=result):
+                return self._stopped(reason, result)
             case Failed(failure=failure, text=text):
                 return self._failed(failure, text)
             case None if self._keeper.stop_reason is not None:
@@ -312,13 +313,17 @@ class Attempt:
             return None
         return measured(request, result, info.chip, info.mlx)
 
-    def _stopped(self, reason: StopReason) -> Ending:
+    def _stopped(self, reason: StopReason, result: TrainResult | None = None) -> Ending:
         if reason is StopReason.SHRINK:
             seen = self._watch.stop_text if self._watch else None
             return self._failed(FailureClass.MEMORY, f"stopped before memory ran out: {seen}")
         self._relay.log(f"stopped: {reason}")
         if reason is StopReason.CANCEL:
             return Ending(JobState.CANCELLED, "cancelled", log=self._store_log())
+        if reason is StopReason.PRUNE:
+            return Ending(JobState.CANCELLED, "pruned", result=result, log=self._store_log())
+        if reason is StopReason.PAUSE:
+            return Ending(JobState.PAUSED, "paused", result=result, log=self._store_log())
         return Ending(JobState.QUEUED, "yielded", {"host": self._worker.info.name}, log=self._store_log())
 
     def _failed(self, failure: FailureClass, text: str, *, blames_host: bool = False) -> Ending:

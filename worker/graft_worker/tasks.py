@@ -17,7 +17,7 @@ from graft_worker.supervisor import supervise
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("train", "count")
+KINDS = ("train", "trial", "count")
 
 
 class AttemptEnded(Exception):
@@ -55,6 +55,8 @@ def _tell(task: Task[Any, Any], broker: Broker, job_id: str, token: int, person:
         case JobState.CANCELLED:
             broker.announce_revoked(JobId(job_id), token, str(task.request.hostname))
             raise Ignore
+        case JobState.PAUSED:
+            raise AttemptEnded("paused: its checkpoint is kept until it is told to go on")
         case _ if ended.ending.failure is not None:
             why = ended.ending.failure
             raise AttemptEnded(f"{why.failure}: {why.text}")

@@ -1,6 +1,6 @@
 -- Renew a lease.
 -- ARGV: job, token, nonce, lease ms
--- Returns 'go', 'cancel' or 'yield' (stop for that reason), or 'fenced'.
+-- Returns 'go', the reason to stop ('cancel', 'prune', 'pause' or 'yield'), or 'fenced'.
 if not holds(ARGV[2], ARGV[3]) then
   return 'fenced'
 end

@@ -1,5 +1,5 @@
--- Cancel a job at once, or ask its runner to stop.
--- ARGV: job, who asks, request
+-- End a job at once, or ask its runner to stop.
+-- ARGV: job, who asks, request, why (cancel|prune), the event of its end, the event of the question
 -- Returns the state it was in.
 local job = ARGV[1]
 local before = answered(ARGV[3])
@@ -9,11 +9,11 @@ end
 local state = redis.call('HGET', JOB, 'state')
 local now = now_ms()
 local data = cjson.encode({by = ARGV[2]})
-if state == 'queued' or state == 'placed' then
+if state == 'queued' or state == 'placed' or state == 'paused' then
   conclude(now, job, 'cancelled')
-  event(now, job, 'cancelled', redis.call('HGET', JOB, 'token'), data)
+  event(now, job, ARGV[5], redis.call('HGET', JOB, 'token'), data)
 elseif state == 'running' then
-  redis.call('HSET', JOB, 'stop', 'cancel')
-  event(now, job, 'cancelling', redis.call('HGET', JOB, 'token'), data)
+  redis.call('HSET', JOB, 'stop', ARGV[4])
+  event(now, job, ARGV[6], redis.call('HGET', JOB, 'token'), data)
 end
 return state and answer(ARGV[3], state)

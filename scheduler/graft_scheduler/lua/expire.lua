@@ -39,7 +39,7 @@ end
 local lost = redis.call('HINCRBY', JOB, 'lost', 1)
 redis.call('HSET', JOB, 'stop', '', 'avoid', redis.call('HGET', JOB, 'host'))
 event(now, job, 'lost', token, held[5])
-if held[3] == 'cancel' then
+if held[3] == 'cancel' or held[3] == 'prune' then
   conclude(now, job, 'cancelled')
   event(now, job, 'cancelled', token)
   return 'cancelled'
@@ -50,6 +50,11 @@ if lost >= most_lost then
   conclude(now, job, 'failed')
   event(now, job, 'failed', token, redis.call('HGET', JOB, 'failure'))
   return 'failed'
+end
+if held[3] == 'pause' then
+  pause(now, job)
+  event(now, job, 'paused', token)
+  return 'paused'
 end
 enqueue(now, job)
 return 'queued'

@@ -1,5 +1,5 @@
--- End an attempt: the job ends, or is queued again. Saying it twice does it once.
--- ARGV: job, token, nonce, outcome (completed|failed|cancelled|queued), the count that rises
+-- End an attempt: the job ends, is queued again, or pauses. Saying it twice does it once.
+-- ARGV: job, token, nonce, outcome (completed|failed|cancelled|queued|paused), the count that rises
 --       (charged|lost|stalled|memory_failures or ''), blame the host (0|1), ms before it may be placed again,
 --       event name, event data (JSON), failure (JSON or ''), result (JSON or ''), adapter or '', log or '',
 --       memory limit (JSON or '' to keep it), bytes that hosts must be above or '', memory samples (JSON or ''),
@@ -63,8 +63,15 @@ if not holds(token, nonce) then
   return 'fenced'
 end
 local now = now_ms()
-if outcome == 'queued' and redis.call('HGET', JOB, 'stop') == 'cancel' then
-  outcome = 'cancelled'
+local asked = redis.call('HGET', JOB, 'stop')
+if outcome == 'queued' or outcome == 'paused' then
+  if asked == 'cancel' or asked == 'prune' then
+    outcome = 'cancelled'
+  elseif asked == 'pause' then
+    outcome = 'paused'
+  elseif asked == 'yield' then
+    outcome = 'queued'
+  end
 end
 if ARGV[5] ~= '' then
   redis.call('HINCRBY', JOB, ARGV[5], 1)
@@ -89,6 +96,8 @@ end
 event(now, job, name, token, data)
 if outcome == 'queued' then
   enqueue(now, job)
+elseif outcome == 'paused' then
+  pause(now, job)
 else
   conclude(now, job, outcome)
   if outcome ~= name then

@@ -15,13 +15,14 @@
 -- KEYS[20] hash: groups that hold a reservation, and the job of each
 -- KEYS[21] sorted set, by name: '<machine>:<host>:<job>' of every placed or running job
 -- KEYS[22] hash: what finished jobs taught of their kind
+-- KEYS[23] sorted set: paused jobs by when they were paused
 -- Scripts that concern no job, or no host, get an empty name in its place and do not use it.
 local JOB, JOB_EVENTS, JOB_LOG = KEYS[1], KEYS[2], KEYS[3]
 local QUEUE, PLACED, LEASES, COMMITTED = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local JOBS, HOSTS, EVENTS, WAKE = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local LEADER, EPOCH, CLOCK, SEQUENCE, HOST = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
 local GROUPS, GROUP_REQUESTS, GROUPED, RESERVED, HELD = KEYS[17], KEYS[18], KEYS[19], KEYS[20], KEYS[21]
-local LESSONS = KEYS[22]
+local LESSONS, PAUSED = KEYS[22], KEYS[23]
 
 local RECORD_TTL_SECONDS = 90 * 86400 -- how long an ended job is remembered
 local LOG_TTL_SECONDS = 7 * 86400     -- how long its log lines stay here; the store keeps them whole
@@ -101,6 +102,7 @@ local function release(job)
   ungroup(job)
   redis.call('ZREM', PLACED, job)
   redis.call('ZREM', LEASES, job)
+  redis.call('ZREM', PAUSED, job)
   local held = redis.call('HGET', COMMITTED, job)
   if held then
     local one = cjson.decode(held)
@@ -115,6 +117,14 @@ local function enqueue(now, job)
   redis.call('ZADD', QUEUE, redis.call('HGET', JOB, 'score'), job)
   redis.call('HSET', JOB, 'state', 'queued', 'queued_at', text(now))
   regroup(job)
+  wake()
+end
+
+-- Out of the queue, with all that it has, until it is told to go on.
+local function pause(now, job)
+  release(job)
+  redis.call('ZADD', PAUSED, text(now), job)
+  redis.call('HSET', JOB, 'state', 'paused', 'stop', '')
   wake()
 end
 

@@ -99,6 +99,45 @@ def test_an_interrupted_job_ends_as_if_it_had_not_been(
         assert getattr(whole.result, name) == getattr(resumed.result, name)
 
 
+def test_a_job_that_pauses_at_two_steps_ends_as_if_it_had_not(
+    make_job: MakeJob, make_start: MakeStart
+) -> None:
+    job = make_job(steps=10, evaluation={"every": 4}, checkpoint={"every": 100})
+    whole = train(make_start(job, "whole"), RecordingLink())
+
+    folder = None
+    for step in (3, 7):
+        link = RecordingLink()
+        done = train(make_start(job, f"to {step}", resume_dir=folder, pause_step=step), link)
+        assert (done.stopped, done.output_dir) == (StopReason.PAUSE, None)
+        assert done.result is not None
+        assert done.result.steps == step
+        assert done.result.final_loss == link.of(Evaluated)[-1].loss
+        assert link.of(Evaluated)[-1].step == step
+        folder = link.of(Checkpoint)[-1].path
+    resumed = train(make_start(job, "resumed", resume_dir=folder), RecordingLink())
+
+    assert are_equal(weights(whole.output_dir), weights(resumed.output_dir))
+
+
+def test_a_job_that_was_lost_as_it_paused_pauses_again(make_job: MakeJob, make_start: MakeStart) -> None:
+    job = make_job()
+    link = RecordingLink()
+    train(make_start(job, "first", pause_step=2), link)
+
+    again = train(make_start(job, resume_dir=link.of(Checkpoint)[-1].path, pause_step=2), RecordingLink())
+
+    assert again.stopped is StopReason.PAUSE
+    assert again.result is not None
+    assert again.result.final_loss == link.of(Evaluated)[-1].loss
+
+
+def test_a_step_to_pause_at_beyond_the_end_is_no_pause(make_job: MakeJob, make_start: MakeStart) -> None:
+    done = train(make_start(make_job(steps=3), pause_step=3), RecordingLink())
+    assert done.stopped is None
+    assert done.output_dir is not None
+
+
 def test_a_resumed_job_does_not_measure_the_untrained_model_again(
     make_job: MakeJob, make_start: MakeStart
 ) -> None:

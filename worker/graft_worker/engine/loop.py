@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.recovery import CutReport
-from graft_scheduler.states import FailureClass, Phase
+from graft_scheduler.states import FailureClass, Phase, StopReason
 from graft_worker.engine.adapters import Adapted, Parameters
 from graft_worker.engine.batches import Batch, RowOrder, build
 from graft_worker.engine.checkpoints import CheckpointFolder, Snapshot, State
@@ -23,7 +23,7 @@ from graft_worker.engine.evaluation import Evaluator
 from graft_worker.engine.gradients import GradientOfSum, StepGradient
 from graft_worker.engine.layout import choose_layout
 from graft_worker.engine.optimizers import GroupedOptimizer, Update, learning_rate
-from graft_worker.engine.reports import Pace, Reporter
+from graft_worker.engine.reports import Pace, Reporter, Stopped
 from graft_worker.engine.rows import TokenRow
 from graft_worker.engine.shrinking import cut_report, shrunk
 from graft_worker.engine.work import StepSums, Work
@@ -66,7 +66,12 @@ class Loop:
     """Trains one task from `state` to its last step; can be told to stop between any two micro-batches."""
 
     def __init__(
-        self, task: Task, checkpoints: CheckpointFolder, reporter: Reporter, earlier_seconds: float = 0.0
+        self,
+        task: Task,
+        checkpoints: CheckpointFolder,
+        reporter: Reporter,
+        earlier_seconds: float = 0.0,
+        pause_step: int | None = None,
     ) -> None:
         self.task = task
         self.state = State()
@@ -79,6 +84,7 @@ class Loop:
         self._optimizer = GroupedOptimizer(task.spec.optimizer, self._kept)
         self._recent: deque[StepSums] = deque(maxlen=SMOOTHED_STEPS)
         self._earlier_seconds = earlier_seconds
+        self._pause_step = pause_step
         self._saved_step = 0
         self._is_save_due = False
         self._first_step = 0
@@ -120,7 +126,7 @@ class Loop:
         """Train to the last step, or until the validation loss has not improved for long enough.
 
         Raises:
-            Stopped: the link said so; nothing of a half-done step remains.
+            Stopped: the link said so, or the step to pause at is done; nothing of a half-done step remains.
             JobError: the loss is no number any more, or the time is up.
         """
         self._began = time.monotonic()
@@ -131,6 +137,8 @@ class Loop:
             if self.is_finished:
                 self._check_trained()
                 return
+            if self._is_pause_due:
+                raise Stopped(StopReason.PAUSE)
             self._check_time()
             self._reporter.check_stop()
             if self._reporter.is_shrink_asked():
@@ -140,6 +148,10 @@ class Loop:
     @property
     def is_finished(self) -> bool:
         return self.state.stopped_early or self.state.step >= self.task.order.steps
+
+    @property
+    def _is_pause_due(self) -> bool:
+        return self._pause_step is not None and self.state.step >= self._pause_step
 
     def save(self, *, again: bool = False) -> None:
         """Save a checkpoint; one of this step already, only to be written `again`.
@@ -162,7 +174,8 @@ class Loop:
 
     def _evaluate_if_due(self, evaluator: Evaluator) -> None:
         step, steps = self.state.step, self.task.order.steps
-        if step == self.state.evaluated_step or (step % self.task.evaluate_every and step != steps):
+        is_due = step % self.task.evaluate_every == 0 or step == steps or self._is_pause_due
+        if step == self.state.evaluated_step or not is_due:
             return
         self._reporter.phase(Phase.EVALUATING)
         self.task.adapted.put(self.parameters)

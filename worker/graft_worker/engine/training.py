@@ -95,7 +95,7 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
     fitted = fit(spec, base, dataset.train.rows, _allowance(start))
     task = _plan(spec, base, adapted, dataset, fitted, reporter)
     checkpoints = _checkpoint_folder(start, task, base)
-    loop = Loop(task, checkpoints, reporter, start.trained_seconds)
+    loop = Loop(task, checkpoints, reporter, start.trained_seconds, start.pause_step)
     _resume(start, loop, checkpoints)
     loop.settle()
     sample = _sample(task.train_rows)

@@ -18,6 +18,8 @@ OUTCOMES = {
     StopReason.CANCEL: Outcome.CANCELLED,
     StopReason.YIELD: Outcome.INTERRUPTED,
     StopReason.SHRINK: Outcome.INTERRUPTED,
+    StopReason.PAUSE: Outcome.INTERRUPTED,
+    StopReason.PRUNE: Outcome.CANCELLED,
 }
 
 
