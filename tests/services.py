@@ -254,6 +254,8 @@ def permanent_keys() -> set[str]:
         keys.HOSTS,
         keys.EVENTS,
         keys.WAKE,
+        keys.STUDY_WAKE,
+        keys.STUDIES_ACTIVE,
         keys.EPOCH,
         keys.CLOCK,
         keys.GROUPS,

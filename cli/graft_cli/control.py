@@ -9,7 +9,6 @@ import typer
 
 from graft_cli.options import AsJson, JobArgument, RedisUrl, StoreUrl, connect
 from graft_cli.output import out
-from graft_scheduler.states import JobState
 
 
 def cancel(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
@@ -29,6 +28,8 @@ def cancel(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None
 
 def pause(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     """Take a job out of the queue; a running one saves a checkpoint and gives its host back."""
+    from graft_scheduler.states import JobState
+
     with connect(redis_url) as client:
         record = client.pause(job)
     if as_json:

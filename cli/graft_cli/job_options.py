@@ -12,6 +12,9 @@ import typer
 if TYPE_CHECKING:
     from graft_scheduler.jobs import TrainJob
 
+NAMES_ON_THE_LINE = {"settings": "set", "learning_rate": "lr"}
+"""Of options that are not named as the parameters below."""
+
 
 def job_of_options(
     model: Annotated[
@@ -96,13 +99,41 @@ def takes_job(command: Callable[..., None]) -> Callable[..., None]:
 
     Typer reads options from a function's signature: this one is put together from two.
     """
+    return _with_options(command, lambda values, given: job_of_options(**values))
+
+
+def takes_job_unless(option: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """As `takes_job`, for a command that needs no job where `option` is given: it then gets `None`."""
+
+    def job_or_none(values: dict[str, Any], given: dict[str, Any]) -> TrainJob | None:
+        if given[option] is None:
+            return job_of_options(**values)
+        refuse_job_options(option, values)
+        return None
+
+    return lambda command: _with_options(command, job_or_none)
+
+
+def refuse_job_options(option: str, values: dict[str, Any]) -> None:
+    """Raises `InvalidInput` where any option of a job is given beside one that excludes them."""
+    from graft_scheduler.errors import InvalidInput
+
+    for name, value in values.items():
+        if value is not None:
+            shown = NAMES_ON_THE_LINE.get(name, name.replace("_", "-"))
+            raise InvalidInput(f"`--{shown}` describes a job, and `--{option}` is about one that is there")
+
+
+def _with_options(
+    command: Callable[..., None], make_job: Callable[[dict[str, Any], dict[str, Any]], TrainJob | None]
+) -> Callable[..., None]:
     shared = inspect.signature(job_of_options).parameters
     own = [one for name, one in inspect.signature(command).parameters.items() if name != "job"]
     hints = {**get_type_hints(job_of_options, _names(), include_extras=True)} | _own_hints(command)
 
     def with_options(**given: Any) -> None:
         values = {name: given.pop(name) for name in shared}
-        command(job=job_of_options(**values), **given)
+        command(job=make_job(values, given), **given)
 
     parameters = [one.replace(annotation=hints[one.name]) for one in (*shared.values(), *own)]
     with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from graft_cli import (
+    compare,
     control,
+    dashboard,
     demo,
     generate,
     hosts,
@@ -18,7 +20,9 @@ from graft_cli import (
     plan,
     processes,
     profile,
+    study,
     train,
+    tune,
     up,
     validate,
     watching,
@@ -37,6 +41,7 @@ app = typer.Typer(
 
 app.command()(train.train)
 app.command()(plan.plan)
+app.command()(compare.compare)
 app.command("ps")(listing.ps)
 app.command()(listing.show)
 app.command()(listing.why)
@@ -49,6 +54,9 @@ app.command()(control.retry)
 app.command()(control.pull)
 app.command()(generate.generate)
 app.command()(profile.profile)
+app.command()(tune.tune)
+app.add_typer(study.app, name="study")
+app.command()(dashboard.dashboard)
 app.add_typer(hosts.app, name="hosts")
 app.command()(demo.demo)
 app.command()(up.up)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graft_scheduler.client import Client, JobHandle
+    from graft_scheduler.comparison import Comparison, ComparisonHandle, Variant
     from graft_scheduler.job_plan import JobPlan
     from graft_scheduler.jobs import CountJob, JobSpec, TrainJob
     from graft_scheduler.records import JobRecord
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "Client": "client",
     "JobHandle": "client",
+    "Comparison": "comparison",
+    "ComparisonHandle": "comparison",
+    "Variant": "comparison",
     "JobPlan": "job_plan",
     "CountJob": "jobs",
     "JobSpec": "jobs",
@@ -24,12 +28,15 @@ _HOMES = {
 
 __all__ = [
     "Client",
+    "Comparison",
+    "ComparisonHandle",
     "CountJob",
     "JobHandle",
     "JobPlan",
     "JobRecord",
     "JobSpec",
     "TrainJob",
+    "Variant",
     "study_storage",
 ]
 

@@ -12,7 +12,11 @@ from graft_scheduler.broker import Broker, make_app
 from graft_scheduler.errors import GraftError, Unreachable
 from graft_scheduler.leader import Scheduler
 from graft_scheduler.redis_connection import connect, reachable
-from graft_scheduler.settings import hide_password, load_settings
+from graft_scheduler.settings import Settings, hide_password, load_settings
+from graft_scheduler.transitions import Transitions
+
+LEAVE_SECONDS = 5.0
+"""How long the driver of studies may take to end its round."""
 
 
 def main() -> int:
@@ -34,8 +38,23 @@ def main() -> int:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     logging.info("scheduler on %s", hide_password(settings.redis_url))
-    Scheduler(redis, Broker(make_app(settings.redis_url)), settings).run(stop)
+    broker = Broker(make_app(settings.redis_url))
+    scheduler = Scheduler(redis, broker, settings)
+    driver = threading.Thread(
+        target=_drive_studies, args=(settings, broker, scheduler, stop), name="studies", daemon=True
+    )
+    driver.start()
+    scheduler.run(stop)
+    driver.join(LEAVE_SECONDS)
     return 0
+
+
+def _drive_studies(settings: Settings, broker: Broker, scheduler: Scheduler, stop: threading.Event) -> None:
+    from graft_scheduler.studies.driver import StudyDriver  # with Optuna, which takes a second to import
+
+    redis = connect(settings.redis_url)
+    url = settings.redis_url
+    StudyDriver(redis, url, Transitions(redis), broker, lambda: scheduler.leader).run(stop)
 
 
 if __name__ == "__main__":

@@ -136,6 +136,15 @@ def read_base_model(folder: Path) -> BaseModel:
     return describe(config, weigh(tensors, config), names, has_template, str(folder))
 
 
+def weight_names(folder: Path) -> tuple[str, ...]:
+    """The names of the model's arrays.
+
+    Raises:
+        InvalidInput: there are no weights, or they cannot be read.
+    """
+    return tuple(read_headers(_weight_files(folder)))
+
+
 def describe(
     config: Mapping[str, Any], weights: WeightFacts, names: set[str], has_chat_template: bool, place: str
 ) -> BaseModel:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from graft_scheduler import fleet, keys, submission
+from graft_scheduler.comparison import ComparisonHandle, Variant
+from graft_scheduler.comparison.finding import find_jobs, refuse_known
+from graft_scheduler.comparison.preparing import prepare_comparison
 from graft_scheduler.errors import Conflict, JobFailed, StoreError, Unreachable
 from graft_scheduler.job_plan import JobPlan, make_plan
 from graft_scheduler.jobs import CountJob, TrainJob, current_user
@@ -21,7 +25,11 @@ from graft_scheduler.settings import Settings, load_settings
 from graft_scheduler.snapshot import forget_snapshot
 from graft_scheduler.states import JobId, JobState, StopReason
 from graft_scheduler.store import Store, open_store
+from graft_scheduler.submission import Submission
 from graft_scheduler.transitions import Transitions
+
+if TYPE_CHECKING:
+    from graft_scheduler.studies.handle import Studies, StudyHandle
 
 ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's alphabet: nothing in it is mistaken for something else."""
@@ -93,12 +101,63 @@ class Client(Reader):
         """
         self.ping()
         store = self._store()
-        prepared = submission.prepare(job, store)
-        job_id = JobId("".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH)))
+        return JobHandle(self, self._queue(submission.prepare(job, store), store.id))
+
+    def compare(
+        self, job: TrainJob, variants: Sequence[str | Variant] = (), name: str | None = None
+    ) -> ComparisonHandle:
+        """Queue the job once in each variant, all with the same data and budget; see `comparison`.
+
+        A variant is written as `graft compare --variant` takes it; without any, all methods are compared.
+        The name is that of the job where none is given, or a new one.
+
+        Raises:
+            InvalidInput: the job or a variant can never work; nothing was queued.
+            Conflict: there is a comparison of that name.
+        """
+        self.ping()
+        name = name or job.name
+        if name is not None:
+            with self._reached():
+                refuse_known(self._redis, name)
+        store = self._store()
+        prepared = prepare_comparison(job, variants, name, store)
+        jobs = tuple(self._queue(one, store.id) for one in prepared.submissions)
+        return ComparisonHandle(self, prepared.name, jobs, prepared.notes)
+
+    def comparison(self, name: str) -> ComparisonHandle:
+        """The comparison of that name, by the labels of its jobs."""
         with self._reached():
-            self._transitions.submit(job_id, prepared.spec, prepared.request(store.id), prepared.demands)
-        self._broker().announce_waiting([(job_id, 0, job.kind, job.submitter)])
-        return JobHandle(self, job_id)
+            return ComparisonHandle(self, name, find_jobs(self._redis, name))
+
+    @cached_property
+    def studies(self) -> Studies:
+        """The studies of this Redis."""
+        from graft_scheduler.studies.handle import Studies  # with Optuna, which takes a second to import
+
+        return Studies(self._redis, self.settings.redis_url)
+
+    def tune(
+        self,
+        job: TrainJob,
+        search: Mapping[str, object] | Sequence[str] | None = None,
+        **settings: Any,
+    ) -> StudyHandle:
+        """Begin a study: a search for the best settings of `job`, whose trials run all over the fleet.
+
+        `search` says what is tried, as `{"learning_rate": "log:1e-5..1e-3", "rank": [8, 16]}`; without it,
+        what matters most. `settings` are `name`, `warm_start` (an earlier study) and those of
+        `studies.spec.StudySpec`: `trials`, `parallel`, `seconds`, `sampler`, `pruner`, `objectives`, ...
+
+            study = client.tune(job, {"learning_rate": "log:1e-5..1e-3"}, trials=20)
+            study.wait()
+            print(study.study().best_params)
+
+        Raises:
+            InvalidInput: says the setting, the value and what would be right; nothing was queued.
+        """
+        self.ping()
+        return self.studies.tune(job, self._store(), search, **settings)
 
     def plan(self, job: TrainJob) -> JobPlan:
         """What the job would take, and what each host answers to it; nothing is stored or queued.
@@ -257,6 +316,13 @@ class Client(Reader):
             raise Conflict(f"job {record.id} is {record.state.shown} and has no adapter to pull")
         self._store().get_folder(record.adapter, destination)
         return destination
+
+    def _queue(self, prepared: Submission, store_id: str) -> JobId:
+        job_id, job = JobId("".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH))), prepared.spec
+        with self._reached():
+            self._transitions.submit(job_id, job, prepared.request(store_id), prepared.demands)
+        self._broker().announce_waiting([(job_id, 0, job.kind, job.submitter)])
+        return job_id
 
     def _change_host(self, host: str, fields: dict[Any, Any]) -> HostRecord:
         record = self._host(host)

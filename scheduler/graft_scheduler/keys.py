@@ -55,6 +55,17 @@ STUDY_SEQUENCE = PREFIX + "study_sequence"
 """Counter of studies; numbers are never used again."""
 
 
+STUDIES_ACTIVE = PREFIX + "studies_active"
+"""Sorted set: numbers of the studies that the driver works on."""
+STUDY_WAKE = PREFIX + "study_wake"
+"""List of at most one element: something changed for the studies, their driver should look now."""
+
+
+def study(number: int) -> str:
+    """Hash: the record of a study."""
+    return f"{PREFIX}study:{number}"
+
+
 def study_log(number: int) -> str:
     """List: Optuna's journal of one study, an entry of JSON each."""
     return f"{PREFIX}study:{number}:log"

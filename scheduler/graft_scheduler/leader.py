@@ -57,6 +57,11 @@ class Scheduler:
         self._announced_at = float("-inf")
         self._looked_at = float("-inf")
 
+    @property
+    def leader(self) -> str | None:
+        """The value of the lead, while this instance has it as far as it knows."""
+        return self._leader
+
     def run(self, stop: threading.Event) -> None:
         """Rounds until `stop`; Redis may come and go."""
         while not stop.is_set():

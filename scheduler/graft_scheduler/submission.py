@@ -86,7 +86,11 @@ def check(job: TrainJob | CountJob) -> Submission:
     """
     if isinstance(job, CountJob):
         return Submission(job, _the_same(job.limits.memory_bytes or job.memory_bytes))
-    resolved = resolve(job)
+    return submission_of(resolve(job))
+
+
+def submission_of(resolved: Resolved) -> Submission:
+    """The job, its size estimated."""
     spec, base = resolved.spec, resolved.base
     if base is None:
         return Submission(spec, _estimate(resolved))
@@ -104,7 +108,7 @@ def resolve(job: TrainJob) -> Resolved:
     model, base = _locate(job.model)
     data, rows = _locate_data(job)
     if base is not None:
-        _check_base(job, base, data)
+        check_base(job, base, data)
     has_length = job.epochs is not None or job.steps is not None
     written_out = {
         "model": model,
@@ -121,12 +125,17 @@ def resolve(job: TrainJob) -> Resolved:
 
 def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
     """As `check`; and the model folder and the data set are in the store, named by digest."""
-    checked = check(job)
-    spec = checked.spec
-    if isinstance(spec, TrainJob):
-        stored = {"model": _store_model(spec.model, store), "data": _store_data(spec.data, store)}
-        spec = spec.model_copy(update=stored)
-    return replace(checked, spec=spec)
+    if isinstance(job, CountJob):
+        return check(job)
+    return submission_of(prepare_resolved(job, store))
+
+
+def prepare_resolved(job: TrainJob, store: Store) -> Resolved:
+    """As `resolve`; and the model folder and the data set are in the store, named by digest."""
+    resolved = resolve(job)
+    spec = resolved.spec
+    stored = {"model": _store_model(spec.model, store), "data": _store_data(spec.data, store)}
+    return replace(resolved, spec=spec.model_copy(update=stored))
 
 
 def base_name(model: ModelRef) -> str:
@@ -146,8 +155,12 @@ def _locate(model: ModelRef) -> tuple[ModelRef, BaseModel | None]:
     return model.model_copy(update={"revision": found.commit}), found.base
 
 
-def _check_base(job: TrainJob, base: BaseModel, data: DataRef) -> None:
-    """Refuse what the base's files already show to be impossible."""
+def check_base(job: TrainJob, base: BaseModel, data: DataRef) -> None:
+    """Refuse what the base's files already show to be impossible.
+
+    Raises:
+        InvalidInput: says which setting, and what would be right.
+    """
     source = job.model.source
     if not base.has_tokenizer:
         raise InvalidInput(f"the model {source} has no tokenizer; add the tokenizer.json of its original")

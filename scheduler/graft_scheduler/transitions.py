@@ -343,7 +343,7 @@ class Transitions:
         shared = [keys.QUEUE, keys.PLACED, keys.LEASES, keys.COMMITTED, keys.JOBS, keys.HOSTS, keys.EVENTS]
         shared += [keys.WAKE, keys.LEADER, keys.EPOCH, keys.CLOCK, keys.SEQUENCE]
         groups = [keys.GROUPS, keys.GROUP_REQUESTS, keys.GROUPED, keys.RESERVED, keys.HELD, keys.LESSONS]
-        groups.append(keys.PAUSED)
+        groups += [keys.PAUSED, keys.STUDY_WAKE]
         all_keys = [*of_job, *shared, keys.host(host) if host else "", *groups]
         return self._scripts[f"{script}.lua"](keys=all_keys, args=list(arguments))
 

@@ -16,13 +16,14 @@
 -- KEYS[21] sorted set, by name: '<machine>:<host>:<job>' of every placed or running job
 -- KEYS[22] hash: what finished jobs taught of their kind
 -- KEYS[23] sorted set: paused jobs by when they were paused
+-- KEYS[24] list: wakes the driver of studies
 -- Scripts that concern no job, or no host, get an empty name in its place and do not use it.
 local JOB, JOB_EVENTS, JOB_LOG = KEYS[1], KEYS[2], KEYS[3]
 local QUEUE, PLACED, LEASES, COMMITTED = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local JOBS, HOSTS, EVENTS, WAKE = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local LEADER, EPOCH, CLOCK, SEQUENCE, HOST = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
 local GROUPS, GROUP_REQUESTS, GROUPED, RESERVED, HELD = KEYS[17], KEYS[18], KEYS[19], KEYS[20], KEYS[21]
-local LESSONS, PAUSED = KEYS[22], KEYS[23]
+local LESSONS, PAUSED, STUDY_WAKE = KEYS[22], KEYS[23], KEYS[24]
 
 local RECORD_TTL_SECONDS = 90 * 86400 -- how long an ended job is remembered
 local LOG_TTL_SECONDS = 7 * 86400     -- how long its log lines stay here; the store keeps them whole
@@ -49,6 +50,12 @@ end
 local function wake()
   redis.call('LPUSH', WAKE, 1)
   redis.call('LTRIM', WAKE, 0, 0)
+end
+
+-- A job came to rest: whoever drives the study that it may be of has something to decide.
+local function wake_driver()
+  redis.call('LPUSH', STUDY_WAKE, 1)
+  redis.call('LTRIM', STUDY_WAKE, 0, 0)
 end
 
 -- Every member of a sorted set by name that begins with this, the first `most` of them.
@@ -126,6 +133,7 @@ local function pause(now, job)
   redis.call('ZADD', PAUSED, text(now), job)
   redis.call('HSET', JOB, 'state', 'paused', 'stop', '')
   wake()
+  wake_driver()
 end
 
 local function conclude(now, job, state)
@@ -135,6 +143,7 @@ local function conclude(now, job, state)
   redis.call('EXPIRE', JOB_EVENTS, RECORD_TTL_SECONDS)
   redis.call('EXPIRE', JOB_LOG, LOG_TTL_SECONDS)
   wake()
+  wake_driver()
 end
 
 -- Whether the caller holds the job: the token fences older attempts, the nonce of the claim one

@@ -150,6 +150,14 @@ class Store:
                 self._copy(entry.digest, place)
             _move_folder(partial, dest, lambda: _is_complete(dest, manifest))
 
+    def folder_bytes(self, digest: Digest) -> int:
+        """Bytes of all files of a folder together.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        return sum(entry.size for entry in self._manifest(digest).files)
+
     def _put_sized(self, path: Path) -> tuple[Digest, int]:
         digest, size = _measure(path)
         if self._blobs.size(digest) != size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any
 
@@ -17,7 +17,7 @@ from optuna.storages.journal import BaseJournalBackend
 from redis import Redis
 
 from graft_scheduler import keys
-from graft_scheduler.errors import GraftError
+from graft_scheduler.errors import Fenced, GraftError
 from graft_scheduler.redis_connection import reachable
 
 NOT_FOUND = "Record does not exist."
@@ -31,8 +31,8 @@ class LogLost(GraftError):
 class StudyJournal(BaseJournalBackend):
     """One study's log. Not safe for threads: Optuna's `JournalStorage` calls it under a lock."""
 
-    def __init__(self, redis: Redis, url: str, number: int) -> None:
-        self._url, self._number = url, number
+    def __init__(self, redis: Redis, url: str, number: int, leader: Callable[[], str] = lambda: "") -> None:
+        self._url, self._number, self._leader = url, number, leader
         self._log, self._writers = keys.study_log(number), keys.study_writers(number)
         self._redis = redis
         self._create = redis.register_script(script("create"))
@@ -46,6 +46,7 @@ class StudyJournal(BaseJournalBackend):
 
         Raises:
             DuplicatedStudyError: another study has the name.
+            Fenced: another scheduler leads than the one that this writes for.
             KeyError: the study was deleted, or never was.
             Unreachable: Redis does not answer; whether they were added is not known then.
         """
@@ -53,11 +54,14 @@ class StudyJournal(BaseJournalBackend):
             self._begin(logs[0])
             return
         self._written += 1
-        arguments: list[str | int] = [self._writer, self._written, *(_text(entry) for entry in logs)]
+        arguments: list[str | int] = [self._writer, self._written, self._leader()]
+        arguments += [_text(entry) for entry in logs]
         with reachable(self._url):
-            is_there = self._append(keys=[self._log, self._writers], args=arguments)
-        if not is_there:
+            answer = self._append(keys=[self._log, self._writers, keys.LEADER], args=arguments)
+        if answer == 0:
             raise KeyError(NOT_FOUND)
+        if answer < 0:
+            raise Fenced(f"study {self._number} is driven by another scheduler now")
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """The entries from that one on, counted from 0.

@@ -6,10 +6,11 @@ study, in whichever process, proposes what the one before would have proposed fr
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -29,26 +30,46 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
+from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from graft_scheduler.studies.space import Parameter, Range, Space, Value
 from graft_scheduler.studies.spec import SamplerName, StudySpec
 
+OURS = "graft"
+"""User attribute of the trials that the driver made or took: only those are its own to train and to tell."""
+RUNG_LOSSES = "rung_losses"
+"""User attribute: validation losses at the rungs that the trial has come to, the lowest first."""
+
 
 def propose(study: Study, spec: StudySpec) -> Trial:
-    """A new trial with all its settings.
+    """A new trial with all its settings; one that somebody has enqueued comes first.
 
     If this process dies within, the trial lacks some of them; `complete` gives it the same.
     """
-    storage_id = study._storage.create_new_trial(study._study_id)
-    return complete(study, spec, storage_id)
+    storage = study._storage
+    for waiting in storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,)):
+        storage.set_trial_user_attr(waiting._trial_id, OURS, True)
+        if storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
+            return complete(study, spec, waiting._trial_id)
+    template = create_trial(state=TrialState.RUNNING, user_attrs={OURS: True})
+    return complete(study, spec, storage.create_new_trial(study._study_id, template_trial=template))
+
+
+def enqueue(study: Study, spec: StudySpec, values: Mapping[str, Value], **marks: int) -> None:
+    """Let these settings be tried next, under user attributes; in one write."""
+    fixed = {name: _encoded(value, spec.space.parameters[name]) for name, value in values.items()}
+    template = create_trial(
+        state=TrialState.WAITING, system_attrs={"fixed_params": fixed}, user_attrs=dict(marks)
+    )
+    study._storage.create_new_trial(study._study_id, template_trial=template)
 
 
 def complete(study: Study, spec: StudySpec, trial_id: int) -> Trial:
     """The trial of this id, with the settings that it still lacks."""
     number = study._storage.get_trial_number_from_id(trial_id)
-    study.sampler = make_sampler(spec, number)
+    study = Study(study.study_name, _AsSampled(study._storage), make_sampler(spec, number))  # type: ignore[arg-type]
     trial = optuna.Trial(study, trial_id)
     _ = trial.relative_params  # what is drawn together is drawn first, and kept
     for name, distribution in distributions_of(spec.space).items():
@@ -89,6 +110,31 @@ def make_sampler(spec: StudySpec, number: int, setting: str = "") -> BaseSampler
             return CmaEsSampler(seed=seed, n_startup_trials=_startup(spec))
         case SamplerName.TPE:
             return TPESampler(seed=seed, n_startup_trials=_startup(spec))
+
+
+class _AsSampled:
+    """A storage in which trials on the way to another rung look pruned at the last: their losses teach."""
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = [_at_its_rung(one) for one in self._storage.get_all_trials(study_id, deepcopy)]
+        return [one for one in trials if states is None or one.state in states]
+
+
+def _at_its_rung(trial: FrozenTrial) -> FrozenTrial:
+    losses = trial.user_attrs.get(RUNG_LOSSES)
+    if trial.state is not TrialState.RUNNING or not losses:
+        return trial
+    seen = copy.copy(trial)
+    seen.state, seen.value = TrialState.PRUNED, losses[-1]
+    return seen
 
 
 def _startup(spec: StudySpec) -> int:
@@ -140,6 +186,10 @@ def _grid(space: Space) -> dict[str, list[Any]]:
         numbers = [one.low + one.spacing * place for place in range(one.count)]
         found[name] = [int(number) for number in numbers] if one.whole else numbers
     return found
+
+
+def _encoded(value: Value, parameter: Parameter) -> Any:
+    return value if isinstance(parameter, Range) else json.dumps(value)
 
 
 def _decoded(text: str) -> Value:

@@ -132,8 +132,11 @@ def read_space(search: Mapping[str, object] | Sequence[str], base: TrainJob) -> 
     return space
 
 
-def default_space(base: TrainJob) -> Space:
-    """What matters most: the rate first, then rank and alpha, dropout, which modules, and warm-up."""
+def default_space(base: TrainJob, modules: Sequence[str] = ()) -> Space:
+    """What matters most: the rate first, then rank and alpha, dropout, which modules, and warm-up.
+
+    `modules` are tried beside all linear layers, where there are any.
+    """
     rate = base.learning_rate
     parameters: dict[str, Parameter] = {
         "optimizer.learning_rate": Range(low=rate / RATE_SPAN, high=rate * RATE_SPAN, log=True),
@@ -146,6 +149,8 @@ def default_space(base: TrainJob) -> Space:
         parameters["adapter.rank"] = Choices(values=ranks)
     parameters["adapter.alpha"] = Choices(values=(16.0, 32.0, 64.0))
     parameters["adapter.dropout"] = Choices(values=(0.0, 0.05))
+    if modules:
+        parameters["adapter.targets"] = Choices(values=(None, tuple(modules)))
     return Space(parameters=parameters)
 
 

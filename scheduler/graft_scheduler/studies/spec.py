@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hyperparameters import Spec
 from graft_scheduler.jobs import TrainJob, current_user
-from graft_scheduler.studies.space import Choices, Space
+from graft_scheduler.studies.space import Choices, Space, Value
 
 MOST_GRID = 10_000
 """Points of a grid; more is a mistake."""
@@ -69,6 +69,19 @@ class Constraints(Spec):
     seconds: float | None = Field(default=None, gt=0)
 
 
+class FinalTraining(Spec):
+    """The best settings once more, for longer. Without a length the best trial's adapter is the result."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"`epochs` is {self.epochs:g} and `steps` is {self.steps}; give one of them")
+        return self
+
+
 class StudySpec(Spec):
     """A search for the best settings of one fine-tune."""
 
@@ -86,8 +99,10 @@ class StudySpec(Spec):
     pruner: PrunerName = PrunerName.HALVING
     objectives: tuple[Objective, ...] = Field(default=(Objective.LOSS,), min_length=1)
     constraints: Constraints = Constraints()
-    warm_start: str | None = Field(default=None, min_length=1)
-    """A study whose best settings are tried first."""
+    first: tuple[dict[str, Value], ...] = ()
+    """Settings that are tried first, in this order."""
+    final: FinalTraining | None = None
+    """What is trained with the best settings in the end."""
     seed: int = Field(default=0, ge=0, lt=1 << 31)
     submitter: str = Field(default_factory=lambda: current_user(), min_length=1, max_length=200)
 
@@ -123,6 +138,21 @@ class StudySpec(Spec):
                 raise ValueError(
                     f"`sampler` is cmaes, which knows ranges only, and `{names[0]}` has values; use tpe"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        """Rungs and evaluations are to be at the same share of the same rows."""
+        if "batch_size" in self.space.parameters and self.base.steps is not None:
+            raise ValueError(
+                f"`batch_size` is searched, and the job has {self.base.steps} steps: trials would see "
+                "different numbers of rows; give `epochs` in the place of `steps`"
+            )
+        if "batch_size" in self.space.parameters and self.pruner in {PrunerName.MEDIAN, PrunerName.PATIENT}:
+            raise ValueError(
+                f"`batch_size` is searched, and `pruner` is {self.pruner.value}, which compares trials at "
+                "the same step; use halving, hyperband or none"
+            )
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -49,8 +49,8 @@ class StudyStorage(BaseStorage):
     replays the study's log and so holds it in memory.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, leader: Callable[[], str] = lambda: "") -> None:
+        self._url, self._leader = url, leader
         self._redis = connect(url)
         self._delete = self._redis.register_script(script("delete"))
         self._lock = threading.Lock()
@@ -67,15 +67,24 @@ class StudyStorage(BaseStorage):
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         with reachable(self._url):
             number = int(self._redis.incr(keys.STUDY_SEQUENCE))
+        self.begin(number, directions, study_name)
+        return number
+
+    def begin(self, number: int, directions: Sequence[StudyDirection], study_name: str | None) -> None:
+        """Begin the log of a study that has its number; one that has begun stays as it is.
+
+        Raises:
+            DuplicatedStudyError: another study has the name.
+        """
         journal = self._journal(number)
         journal.create_new_study(directions, study_name)
         with self._lock:
-            self._studies[number] = _Study(number, journal)
-        return number
+            self._studies.setdefault(number, _Study(number, journal))
 
     def delete_study(self, study_id: int) -> None:
         name = self.get_study_name_from_id(study_id)
         where = [keys.STUDIES, keys.study_log(study_id), keys.study_writers(study_id)]
+        where += [keys.study(study_id), keys.STUDIES_ACTIVE]
         with reachable(self._url):
             was_there = self._delete(keys=where, args=[name, study_id])
         with self._lock:
@@ -185,7 +194,7 @@ class StudyStorage(BaseStorage):
             return study
 
     def _journal(self, number: int) -> JournalStorage:
-        return JournalStorage(StudyJournal(self._redis, self._url, number))
+        return JournalStorage(StudyJournal(self._redis, self._url, number, self._leader))
 
 
 def study_storage(url: str) -> StudyStorage:

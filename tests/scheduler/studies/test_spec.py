@@ -66,6 +66,6 @@ def test_a_sampler_without_its_packages_is_said_with_the_remedy(monkeypatch: pyt
 
 
 def test_a_spec_survives_json() -> None:
-    one = spec(RATES, RANKS, warm_start="earlier", seconds=60)
+    one = spec(RATES, RANKS, first=[{"adapter.rank": 8}], seconds=60)
 
     assert StudySpec.model_validate_json(one.model_dump_json()) == one

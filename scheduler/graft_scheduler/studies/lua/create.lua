@@ -1,9 +1,13 @@
--- Begin a study's log under a name that is free; once, however often the command is sent.
+-- Begin a study's log under a name that is free, or that is its own already; once, however often the
+-- command is sent.
 -- KEYS: hash of names, the log
 -- ARGV: name, number of the study, first entry as JSON
 -- Returns 1, or 0 when another study has the name.
-if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 1 then
-  redis.call('RPUSH', KEYS[2], ARGV[3])
-  return 1
+redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2])
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
+  return 0
 end
-return redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] and 1 or 0
+if redis.call('EXISTS', KEYS[2]) == 0 then
+  redis.call('RPUSH', KEYS[2], ARGV[3])
+end
+return 1

@@ -1,0 +1,117 @@
+"""Drives the studies: asks Optuna, submits trials as jobs, reports, prunes, promotes, and tells.
+
+Runs beside the leader's rounds, in its process. Each round looks at what is there, in Optuna's journal
+and in the jobs, and does what follows from it; each single write may be the last before this process
+dies, and whoever leads next goes on from there. The journal refuses the writes of one who does not lead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from redis import Redis
+from redis.exceptions import RedisError
+
+from graft_scheduler import keys
+from graft_scheduler.broker import Broker
+from graft_scheduler.errors import Fenced, GraftError
+from graft_scheduler.studies.drive import Drive, Fleet
+from graft_scheduler.studies.record import StudyRecords, StudyState
+from graft_scheduler.studies.storage import StudyStorage
+from graft_scheduler.transitions import Transitions
+
+logger = logging.getLogger(__name__)
+
+ROUND_SECONDS = 1.0
+"""Longest time between two rounds; a job that comes to rest starts one at once."""
+TIMES_BROKEN = 10
+"""Rounds in a row that fail by an error nobody foresaw; then the study is given up, with its text."""
+
+
+class StudyDriver:
+    """All studies of one Redis, while `leader` gives the value of a lead."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        url: str,
+        transitions: Transitions,
+        broker: Broker,
+        leader: Callable[[], str | None],
+    ) -> None:
+        self._redis, self._leader = redis, leader
+        self._records = StudyRecords(redis, self._lead)
+        self._storage = StudyStorage(url, self._lead)
+        self._fleet = Fleet(redis, transitions, broker)
+        self._drives: dict[int, Drive] = {}
+        self._broken: dict[int, int] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Rounds until `stop`; Redis may come and go."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        while not stop.is_set():
+            try:
+                if self._leader() is None:
+                    self._forget()
+                    stop.wait(ROUND_SECONDS)
+                    continue
+                self.round()
+                self._redis.blpop([keys.STUDY_WAKE], timeout=ROUND_SECONDS)
+            except Fenced:
+                self._forget()
+                stop.wait(ROUND_SECONDS)
+            except (RedisError, GraftError) as error:
+                logger.warning("the studies wait: %s", error)
+                self._forget()
+                stop.wait(ROUND_SECONDS)
+
+    def round(self) -> None:
+        """Look at every study once.
+
+        Raises:
+            Fenced: another scheduler leads.
+            Unreachable, RedisError: Redis does not answer.
+        """
+        for number in self._records.at_work():
+            if self._leader() is None:
+                return
+            try:
+                self._drive(number)
+                self._broken.pop(number, None)
+            except (RedisError, GraftError):
+                raise
+            except Exception as error:  # what is wrong with one study must not stop the others
+                logger.exception("study %d: this round failed", number)
+                self._give_up(number, error)
+
+    def _drive(self, number: int) -> None:
+        record = self._records.get(number)
+        if record is None:
+            return
+        drive = self._drives.get(number)
+        if drive is None:
+            drive = self._drives[number] = Drive(record, self._storage, self._records, self._fleet)
+            logger.info("study %s: driving it", record.name)
+        drive.round(record)
+        if not record.state.is_at_work:
+            del self._drives[number]
+
+    def _give_up(self, number: int, error: Exception) -> None:
+        self._drives.pop(number, None)
+        self._broken[number] = self._broken.get(number, 0) + 1
+        if self._broken[number] >= TIMES_BROKEN:
+            why = f"the scheduler cannot drive it: {type(error).__name__}: {error}"
+            self._records.change(number, StudyState.FAILED, (StudyState.ACTIVE, StudyState.STOPPING), why)
+
+    def _forget(self) -> None:
+        """Whoever leads meanwhile changes the state: it is read anew."""
+        self._drives.clear()
+
+    def _lead(self) -> str:
+        return self._leader() or "nobody"

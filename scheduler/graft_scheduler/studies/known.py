@@ -1,0 +1,87 @@
+"""What submitting a study found out about its base and data: enough to submit each trial without them.
+
+The scheduler has neither the person's files nor, perhaps, the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from graft_scheduler.basemodels import BaseModel
+from graft_scheduler.errors import InvalidInput
+from graft_scheduler.jobs import TrainJob
+from graft_scheduler.lengths import Lengths
+from graft_scheduler.submission import Resolved, Submission, check_base, submission_of
+from graft_scheduler.time_estimate import steps
+
+MOST_LENGTHS = 2000
+"""Of rows, kept of a larger data set; the longest is among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """See `submission.Resolved`."""
+
+    base: BaseModel | None
+    lengths: Lengths
+    likely_lengths: Lengths
+    valid_rows: int
+    store_id: str
+
+    @classmethod
+    def of(cls, resolved: Resolved, store_id: str) -> Self:
+        """What is worth keeping of it."""
+        lengths, likely = (_thinned(one) for one in (resolved.lengths, resolved.likely_lengths))
+        return cls(resolved.base, lengths, likely, resolved.valid_rows, store_id)
+
+    @classmethod
+    def parse(cls, text: str) -> Known:
+        """What `dump` wrote.
+
+        Raises:
+            InvalidInput: it is something else.
+        """
+        try:
+            return _ADAPTER.validate_json(text)
+        except ValidationError as error:
+            raise InvalidInput(f"what is known of a study's base cannot be read: {error}") from error
+
+    def dump(self) -> str:
+        return _ADAPTER.dump_json(self).decode()
+
+    def submission(self, spec: TrainJob) -> Submission:
+        """The job of one trial, its size estimated.
+
+        Raises:
+            InvalidInput: the base refuses such a job.
+        """
+        self.check(spec)
+        lengths, likely = self.lengths.cut(spec.max_length), self.likely_lengths.cut(spec.max_length)
+        return submission_of(Resolved(spec, self.base, lengths, likely, self.valid_rows))
+
+    def check(self, spec: TrainJob) -> None:
+        """Refuse what the base's files show to be impossible.
+
+        Raises:
+            InvalidInput: says which setting, and what would be right.
+        """
+        if self.base is not None:
+            check_base(spec, self.base, spec.data)
+
+    def steps(self, spec: TrainJob) -> int:
+        """Optimizer steps of a trial; a few less where rows turn out to be unusable."""
+        return steps(spec, self.lengths.rows)
+
+
+def _thinned(lengths: Lengths) -> Lengths:
+    count = len(lengths.tokens)
+    if count <= MOST_LENGTHS:
+        return lengths
+    kept = [lengths.tokens[(place + 1) * count // MOST_LENGTHS - 1] for place in range(MOST_LENGTHS)]
+    return Lengths(tuple(kept), lengths.rows, lengths.is_counted)
+
+
+_ADAPTER: TypeAdapter[Known] = TypeAdapter(Known)
