@@ -20,9 +20,10 @@ from redis.exceptions import RedisError
 from graft_scheduler import keys
 from graft_scheduler.broker import Broker
 from graft_scheduler.errors import Fenced, GraftError
-from graft_scheduler.studies.drive import Drive, Fleet
+from graft_scheduler.studies.drive import Drive
 from graft_scheduler.studies.record import StudyRecords, StudyState
 from graft_scheduler.studies.storage import StudyStorage
+from graft_scheduler.studies.trial_jobs import Fleet
 from graft_scheduler.transitions import Transitions
 
 logger = logging.getLogger(__name__)
