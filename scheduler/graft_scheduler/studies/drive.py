@@ -47,6 +47,8 @@ class Drive:
         self._jobs = TrialJobs(record, record.known, fleet)
         self._settings: dict[int, str] = {}
         """Of trials that have all of them."""
+        self._noted: dict[int, int] = {}
+        """The rung whose loss is written, by trial."""
 
     def round(self, record: StudyRecord) -> None:
         """Do what is due now, with the record as it is now.
@@ -158,11 +160,17 @@ class Drive:
 
     def _note_rung(self, trial: FrozenTrial, job: JobRecord) -> None:
         """Write the loss at the rung, once."""
-        losses = list(trial.user_attrs.get(RUNG_LOSSES, []))
         assert job.pause_step is not None
+        if self._noted.get(trial.number) == job.pause_step:
+            return
+        self._noted[trial.number] = job.pause_step
+        losses = list(trial.user_attrs.get(RUNG_LOSSES, []))
         assert job.result is not None
         loss = job.result.final_loss
-        if len(losses) > self._jobs.rungs_of(trial).index(job.pause_step) or loss is None:
+        if loss is None:  # nothing to compare it by; its job ends, and then it has failed
+            self._jobs.prune(trial)
+            return
+        if len(losses) > self._jobs.rungs_of(trial).index(job.pause_step):
             return
         self._report(trial, job)
         trial = self._now(trial)

@@ -20,6 +20,8 @@ class Ladder:
     def __init__(self, pruner: PrunerName) -> None:
         self._pruner = pruner
         self._brackets = brackets(pruner)
+        self._settled: dict[int, Climber | None] = {}
+        """Of trials that are told."""
 
     def steps(self, number: int, steps: int) -> list[int]:
         """The steps of the rungs below the end, of a trial with so many; those that meet count once."""
@@ -36,13 +38,21 @@ class Ladder:
         pruned: list[int] = []
         for place, rungs in enumerate(self._brackets):
             mine = [one for one in trials if bracket_of(one.number, self._pruner) == place]
-            climbers = [one for one in (_climber(trial, waiting) for trial in mine) if one is not None]
+            climbers = [one for one in (self._climber(trial, waiting) for trial in mine) if one is not None]
             born = sum(bracket_of(number, self._pruner) == place for number in unborn)
             verdict = judge(climbers, len(rungs), born)
             pruned += verdict.pruned
             for rung, numbers in enumerate(verdict.promoted):
                 promoted.setdefault(rung - len(rungs), []).extend(numbers)
         return Verdict(tuple(tuple(promoted[rung]) for rung in sorted(promoted)), tuple(sorted(pruned)))
+
+    def _climber(self, trial: FrozenTrial, waiting: set[int]) -> Climber | None:
+        if trial.number in self._settled:
+            return self._settled[trial.number]
+        climber = _climber(trial, waiting)
+        if trial.state.is_finished():
+            self._settled[trial.number] = climber
+        return climber
 
     def _shares(self, number: int) -> tuple[Fraction, ...]:
         return self._brackets[bracket_of(number, self._pruner)]

@@ -57,7 +57,8 @@ class TrialJobs:
         """Optimizer steps of each trial."""
         self._seen: dict[int, str] = {}
         """The last event read of each trial's job."""
-        self._paused: dict[int, JobRecord] = {}
+        self._paused: dict[int, tuple[float | None, JobRecord]] = {}
+        """Since when, and the record as it was read then."""
 
     def id_of(self, trial: FrozenTrial) -> JobId:
         return trial_job(self._number, trial.number)
@@ -107,7 +108,7 @@ class TrialJobs:
 
     def paused(self, trial: FrozenTrial) -> JobRecord:
         """The record of a trial that was paused when it was last read."""
-        return self._paused[trial.number]
+        return self._paused[trial.number][1]
 
     def evaluations(self, trial: FrozenTrial, job: JobRecord) -> Iterator[Evaluation]:
         """Those that are new since this was last asked; that of the untrained model is none."""
@@ -140,27 +141,25 @@ class TrialJobs:
         self._fleet.transitions.prune(self.id_of(trial), BY)
 
     def _read(self, trials: Sequence[FrozenTrial]) -> Iterator[JobRecord | None]:
-        """One that is paused, and was when it was last read, is not read again."""
+        """One that has been paused since it was last read is not read again."""
+        ids: list[str] = [self.id_of(trial) for trial in trials]
+        since: Any = self._fleet.redis.zmscore(keys.PAUSED, ids) if ids else []
         pipeline = self._fleet.redis.pipeline(transaction=False)
-        for trial in trials:
-            pipeline.hmget(keys.job(self.id_of(trial)), "state", "token", "pause_step")
-        heads = pipeline.execute()
-        news = [trial for trial, head in zip(trials, heads, strict=True) if not self._is_known(trial, head)]
+        paused_since = {trial.number: at for trial, at in zip(trials, since, strict=True)}
+        news = [trial for trial in trials if not self._is_known(trial, paused_since[trial.number])]
         for trial in news:
             pipeline.hgetall(keys.job(self.id_of(trial)))
         fields = dict(zip((one.number for one in news), pipeline.execute(), strict=True))
         for trial in trials:
             if trial.number not in fields:
-                yield self._paused[trial.number]
+                yield self._paused[trial.number][1]
                 continue
             self._paused.pop(trial.number, None)
             found = fields[trial.number]
             job = JobRecord.parse(self.id_of(trial), found) if found else None
             if job is not None and job.state is JobState.PAUSED:
-                self._paused[trial.number] = job
+                self._paused[trial.number] = paused_since[trial.number], job
             yield job
 
-    def _is_known(self, trial: FrozenTrial, head: Sequence[str | None]) -> bool:
-        job = self._paused.get(trial.number)
-        step = "" if job is None or job.pause_step is None else str(job.pause_step)
-        return job is not None and list(head) == [JobState.PAUSED.value, str(job.token), step]
+    def _is_known(self, trial: FrozenTrial, since: float | None) -> bool:
+        return since is not None and trial.number in self._paused and self._paused[trial.number][0] == since
