@@ -105,7 +105,7 @@ def stop(study: StudyArgument, redis_url: RedisUrl = None) -> None:
 @app.command()
 def resume(
     study: StudyArgument,
-    trials: Annotated[int | None, typer.Option(min=1, help="How many trials in all from now on.")] = None,
+    trials: Annotated[int | None, typer.Option(help="How many trials in all from now on.")] = None,
     time_budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="No trial begins after this: 90m, 8h.")
     ] = None,

@@ -33,8 +33,8 @@ def tune(
     study: Annotated[
         str | None, typer.Option("--study", metavar="NAME", help="Name of the study; default: a new one.")
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="How many trials in all.")] = 24,
-    parallel: Annotated[int, typer.Option(min=1, help="How many may run or wait for a host at once.")] = 4,
+    trials: Annotated[int, typer.Option(help="How many trials in all.")] = 24,
+    parallel: Annotated[int, typer.Option(help="How many may run or wait for a host at once.")] = 4,
     time_budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="No trial begins after this: 90m, 8h, 3600s.")
     ] = None,
