@@ -193,10 +193,11 @@ class Client(Reader):
         """Take a job out of the queue, or ask its runner to save a checkpoint and stop; see `resume`.
 
         Raises:
-            Conflict: it has ended.
+            Conflict: it has ended, or is a study's trial.
         """
         with self._reached():
             full = self._full_id(job_id)
+            _refuse_trial(self.get(full))
             before = self._transitions.pause(full, current_user())
         if before.is_terminal:
             raise Conflict(f"job {full} is {before.value} already; there is nothing to pause")
@@ -206,11 +207,13 @@ class Client(Reader):
         """Queue a paused job again; it goes on from its newest checkpoint.
 
         Raises:
-            Conflict: it is not paused.
+            Conflict: it is not paused, or is a study's trial.
         """
         with self._reached():
             full = self._full_id(job_id)
-            asked = self.get(full).stop_requested is StopReason.PAUSE
+            record = self.get(full)
+            _refuse_trial(record)
+            asked = record.stop_requested is StopReason.PAUSE
             before = self._transitions.resume(full, current_user())
         if before is not JobState.PAUSED and not asked:
             raise Conflict(f"job {full} is {before.shown}; only paused jobs can be resumed")
@@ -350,3 +353,13 @@ class Client(Reader):
         from graft_scheduler.broker import Broker, make_app  # celery takes 0.4 s to import
 
         return Broker(make_app(self.settings.redis_url))
+
+
+def _refuse_trial(record: JobRecord) -> None:
+    """A study pauses its trials, and lets them go on, by itself."""
+    study = record.spec.labels.get("study")
+    if study is not None and "trial" in record.spec.labels:
+        raise Conflict(
+            f"job {record.id} is a trial of study {study}, which pauses and resumes it; "
+            f"`graft study stop {study}` pauses all of it"
+        )

@@ -1,0 +1,305 @@
+"""A study against the same settings by `mlx_lm.lora`, one after another, on the same machine.
+
+    python benchmarks/study.py [--quick] [--seeds N] [--service]
+
+A random Llama (4 blocks of 256) learns synthetic rows of skewed lengths. A study proposes settings at
+random (learning rate, rank, dropout); one worker trains them, first without pruning and then with
+successive halving, which draws the same ones. Then `mlx_lm.lora` trains each of them in a process of its
+own, as a person's loop would. The best adapters are measured by one evaluator on the same rows.
+
+`makespan_speedup` is mlx-lm's time over the pruned study's, from the submit to its end,
+`makespan_speedup_unpruned` over the other's; `warm_start_share` is the time from one trial's end to the end
+of the next one's first step, over that of the first trial, from its placement; `best_loss_difference` is
+ours less theirs, of the pruned study. In full each trial of mlx-lm takes at least 20 times its own start,
+and figures are medians of five seeds: several hours. `--quick` has 8 short trials and one seed.
+`--service` measures the service alone at 2,000 trials instead.
+
+On the CPU neither side compiles, and OpenBLAS is preloaded for both where it is installed. Explains itself on
+stderr; the last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# The repository's root in the place of this folder, whose `queue` would stand before the library's.
+sys.path[0] = str(Path(__file__).parent.parent)
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from importlib import metadata
+from itertools import pairwise
+from typing import Any
+
+import psutil
+
+from benchmarks.throughput import OPENBLAS, VALID_ROWS, Case, evaluate, prepare
+from graft_scheduler.client import Client
+from graft_scheduler.jobs import TrainJob
+from graft_scheduler.studies.handle import StudyHandle
+from tests.services import Fleet, RedisServer
+
+SEARCH = {
+    "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+    "rank": [4, 8, 16, 32],
+    "dropout": [0.0, 0.05],
+}
+SCALE = 2.0
+FULL, QUICK = Case(8192, 4, "skewed", 135, 512), Case(8192, 4, "skewed", 27, 512)
+
+
+def main() -> None:
+    """Measure, explain, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="ends within 5 minutes on 2 cores")
+    parser.add_argument("--seeds", type=int, help="how many studies; default 5, with --quick 1")
+    parser.add_argument("--trials", type=int, help="of each study; default 24, with --quick 8")
+    parser.add_argument("--service", action="store_true", help="only the service, at 2,000 trials")
+    parser.add_argument("--child", choices=["theirs", "evaluate"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--settings", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, options.folder, json.loads(options.settings))
+        return
+    if OPENBLAS.exists():
+        os.environ["LD_PRELOAD"] = str(OPENBLAS)  # for all that is started from here
+    if options.service:
+        figures = service(500 if options.quick else 2000)
+    else:
+        count = options.seeds or (1 if options.quick else 5)
+        trials = options.trials or (8 if options.quick else 24)
+        found = [one_seed(QUICK if options.quick else FULL, seed, trials) for seed in range(count)]
+        figures = {name: round(statistics.median(one[name] for one in found), 4) for name in found[0]}
+    machine = {"system": platform.platform(), "cores": psutil.cpu_count(), "openblas": OPENBLAS.exists()}
+    versions = {name: metadata.version(name) for name in ("mlx-graft", "mlx", "mlx-lm", "optuna")}
+    print(json.dumps({"benchmark": "study", "figures": figures, "machine": machine, "versions": versions}))
+
+
+def one_seed(case: Case, seed: int, trials: int) -> dict[str, float]:
+    """Both studies and the loop, with the settings of one seed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, case, large=False)
+        server = RedisServer(folder / "redis")
+        server.start()
+        fleet = Fleet(folder, server, lease_seconds=60.0, claim_seconds=10.0)
+        try:
+            fleet.start_scheduler()
+            fleet.start_worker("one")
+            fleet.wait_for_hosts(1)
+            client = fleet.client()
+            unpruned = run_study(client, folder, case, seed, trials, "none")
+            settings = settings_of(unpruned)
+            warm = warm_start_share(client, unpruned)
+            pruned = run_study(client, folder, case, seed, trials, "halving")
+            assert settings_of(pruned) == settings, "the sampler drew other settings"
+            ours = best_loss(client, folder, pruned)
+        finally:
+            fleet.stop()
+            server.stop()
+        seconds, theirs, start_share = run_loop(folder, settings)
+    figures = {
+        "makespan_speedup": seconds / makespan(pruned),
+        "makespan_speedup_unpruned": seconds / makespan(unpruned),
+        "warm_start_share": warm,
+        "best_loss_difference": ours - theirs,
+        "trial_over_cold_start": 1 / start_share,
+    }
+    spans = f"unpruned {makespan(unpruned):.0f} s, pruned {makespan(pruned):.0f} s"
+    say(f"seed {seed}: mlx-lm {seconds:.0f} s, {spans}")
+    say(f"    best loss {ours:.4f} against {theirs:.4f}; {figures}")
+    return figures
+
+
+def run_study(client: Client, folder: Path, case: Case, seed: int, trials: int, pruner: str) -> StudyHandle:
+    """A study to its end."""
+    job = TrainJob.model_validate(
+        {
+            "model": str(folder / "model"),
+            "data": str(folder / "data"),
+            "adapter": {"scale": SCALE},
+            "optimizer": {"name": "adam", "bias_correction": False, "max_grad_norm": None},
+            "schedule": {"name": "constant", "warmup": 0.0},
+            "batch_size": case.batch_size,
+            "steps": case.steps,
+            "max_length": case.max_length,
+            "evaluation": {"every": case.steps // 3, "rows": VALID_ROWS},
+            "checkpoint": {"every": case.steps},
+        }
+    )
+    handle = client.tune(
+        job, SEARCH, name=pruner, trials=trials, parallel=2, sampler="random", pruner=pruner, seed=seed
+    )
+    handle.wait()
+    return handle
+
+
+def settings_of(handle: StudyHandle) -> list[dict[str, Any]]:
+    """What each trial trained with."""
+    from graft_scheduler.studies.proposals import values_of
+
+    record = handle.record()
+    return [values_of(one.params, record.spec.space) for one in handle.studies.trials(record)]
+
+
+def makespan(handle: StudyHandle) -> float:
+    """Seconds from the submit to the end."""
+    record = handle.record()
+    assert record.ended_at is not None
+    return record.ended_at - record.created_at
+
+
+def warm_start_share(client: Client, handle: StudyHandle) -> float:
+    """From the end of one trial to the end of the next one's first step, over that of the first, cold."""
+    spans = []
+    for trial in handle.studies.trials(handle.record()):
+        record = client.get(trial.user_attrs["job"])
+        if record.result is None or trial.user_attrs.get("duplicate_of") is not None:
+            continue
+        at = {event.name: event.at for event in client.events(record.id)}
+        first = record.result.first_step_seconds or 0.0
+        spans.append((at["placed"], at["running"], first, at["completed"]))
+    spans.sort()
+    cold = spans[0][1] - spans[0][0] + spans[0][2]
+    gaps = [after[1] + after[2] - before[3] for before, after in pairwise(spans)]
+    say(f"cold start {cold:.2f} s; warm {', '.join(f'{gap:.2f}' for gap in gaps)}")
+    return statistics.median(gaps) / cold
+
+
+def best_loss(client: Client, folder: Path, handle: StudyHandle) -> float:
+    """Validation loss of the study's adapter."""
+    job = handle.record().final_job
+    assert job is not None
+    adapter = client.pull(job, folder / "ours")
+    return float(run_child("evaluate", folder, {"adapter": str(adapter)})["loss"])
+
+
+def run_loop(folder: Path, settings: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """The settings by mlx-lm: seconds of all, the best loss, and the share of a trial that is its start."""
+    seconds, losses, shares = 0.0, [], []
+    for number, one in enumerate(settings):
+        began = time.monotonic()
+        adapter = str(folder / f"theirs-{number}")
+        answer = run_child("theirs", folder, {"adapter": adapter, **one})
+        took = time.monotonic() - began
+        seconds += took
+        shares.append(answer["start_seconds"] / took)
+        losses.append(run_child("evaluate", folder, {"adapter": adapter})["loss"])
+        start = answer["start_seconds"]
+        say(f"    mlx-lm {number}: {took:.1f} s, {start:.1f} s of them its start, loss {losses[-1]:.4f}")
+    return seconds, min(losses), statistics.median(shares)
+
+
+def run_child(side: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The last line of a process of its own."""
+    command = [sys.executable, __file__, "--child", side, "--folder", str(folder)]
+    done = subprocess.run([*command, "--settings", json.dumps(settings)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{side} failed:\n{done.stderr[-4000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def child(side: str, folder: Path, settings: dict[str, Any]) -> None:
+    """In a process of its own: one training by mlx-lm, or the loss of an adapter."""
+    if side == "evaluate":
+        print(json.dumps({"loss": evaluate(folder, Path(settings["adapter"]))[0]}))
+    else:
+        print(json.dumps({"start_seconds": train_with_mlx_lm(folder, settings)}))
+
+
+def train_with_mlx_lm(folder: Path, settings: dict[str, Any]) -> float:
+    """Through its own entry point; seconds from the start of the process to its first step's end."""
+    import mlx.core as mx
+    import mlx_lm.lora as lora
+    from mlx_lm.tuner.callbacks import TrainingCallback
+
+    case = Case(**json.loads((folder / "settings.json").read_text())["case"])
+    first: list[float] = []
+
+    class Listener(TrainingCallback):
+        def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
+            first.append(time.time() - psutil.Process().create_time())
+
+    if mx.default_device() == mx.cpu:
+        mx.disable_compile()
+    parameters = {"rank": settings["adapter.rank"], "dropout": settings["adapter.dropout"], "scale": SCALE}
+    arguments = {
+        **lora.CONFIG_DEFAULTS,
+        "model": str(folder / "model"),
+        "data": str(folder / "data"),
+        "train": True,
+        "batch_size": case.batch_size,
+        "iters": case.steps,
+        "val_batches": VALID_ROWS // case.batch_size,
+        "test": False,
+        "learning_rate": settings["optimizer.learning_rate"],
+        "steps_per_report": 1,
+        "steps_per_eval": case.steps // 3,
+        "adapter_path": settings["adapter"],
+        "save_every": case.steps,
+        "max_seq_length": case.max_length,
+        "lora_parameters": parameters,
+    }
+    vars(lora)["get_reporting_callbacks"] = lambda *_, **__: Listener()
+    namespace = argparse.Namespace(**arguments)
+    namespace.num_layers = json.loads((folder / "model" / "config.json").read_text())["num_hidden_layers"]
+    lora.run(namespace)
+    return first[0]
+
+
+def service(trials: int) -> dict[str, float]:
+    """What asking, ten reports with their decisions, and telling cost at the last of so many trials."""
+    import optuna
+    from optuna.trial import TrialState
+
+    from graft_scheduler.studies.storage import study_storage
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        server = RedisServer(Path(folder) / "redis")
+        server.start()
+        try:
+            study = optuna.create_study(
+                storage=study_storage(server.url), study_name="s", pruner=optuna.pruners.MedianPruner()
+            )
+            took = []
+            for number in range(trials):
+                began = time.perf_counter()
+                trial = study.ask()
+                rate = trial.suggest_float("rate", 1e-5, 1e-2, log=True)
+                trial.suggest_int("rank", 2, 64)
+                trial.suggest_float("dropout", 0.0, 0.2)
+                state = TrialState.COMPLETE
+                for step in range(10):
+                    trial.report(abs(rate - 1e-3) + 1 / (step + 1) + (number % 7) / 50, step)
+                    if trial.should_prune():
+                        state = TrialState.PRUNED
+                value = rate if state is TrialState.COMPLETE else None
+                study.tell(trial, value, state=state)
+                took.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            opened = optuna.load_study(study_name="s", storage=study_storage(server.url))
+            assert len(opened.get_trials(deepcopy=False)) == trials
+            opening = time.perf_counter() - began
+        finally:
+            server.stop()
+    milliseconds = 1000 * statistics.median(took[-100:])
+    say(f"trial {trials}: {milliseconds:.0f} ms, the median of the last 100; opened in {opening:.2f} s")
+    return {"trial_ms_at_the_end": round(milliseconds, 1), "open_seconds": round(opening, 3)}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
