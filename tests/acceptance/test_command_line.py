@@ -125,7 +125,7 @@ def test_a_local_training_that_is_interrupted_goes_on_where_it_was(
 ) -> None:
     output = tmp_path / "out"
     words = ["train", "-m", str(tiny_base), "-d", str(tiny_data), "--local", "--output", str(output)]
-    words += ["--steps", "400", "--batch-size", "2", "--set", "checkpoint.every=1000"]
+    words += ["--steps", "400", "--batch-size", "8", "--set", "checkpoint.every=1000"]
     words += ["--set", "evaluation.every=1000"]  # whose best state would be kept too
     environment = {**fleet.environment, "PYTHONUNBUFFERED": "1"}
     training = subprocess.Popen([GRAFT, *words], stderr=subprocess.PIPE, text=True, env=environment)

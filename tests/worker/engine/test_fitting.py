@@ -263,14 +263,12 @@ def test_the_gradient_of_a_step_is_the_same_whatever_the_budget(
 def test_the_validation_loss_is_the_same_whatever_the_budget(
     make_start: Callable[..., Start], job: TrainJob, base: Base
 ) -> None:
-    least, most = budgets(job, base)
+    least, _ = budgets(job, base)
 
-    results = [
-        run(make_start, job, budget, f"whole-{budget}")[1] for budget in (least, (least + most) // 2, 1 << 30)
-    ]
+    results = [run(make_start, job, budget, f"whole-{budget}")[1] for budget in (least, 1 << 30)]
 
     losses = [result.final_loss for result in results]
     assert losses[0] is not None
-    assert losses == pytest.approx([losses[0]] * 3, abs=1e-3)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
     assert results[0].facts["cut"]["gradient_checkpointing"]
     assert not results[-1].facts["cut"]["gradient_checkpointing"]
