@@ -213,7 +213,7 @@ def run_ours(device: str, steps: int) -> dict[str, Any]:
     from graft_worker.engine.dropout import micro_batch_key
     from graft_worker.engine.gradients import GradientOfSum
     from graft_worker.engine.layout import choose_layout
-    from graft_worker.engine.loss import token_loss
+    from graft_worker.engine.loss import find_ending, token_loss
     from graft_worker.engine.optimizers import GroupedOptimizer
     from graft_worker.engine.rows import TokenRow
 
@@ -236,8 +236,9 @@ def run_ours(device: str, steps: int) -> dict[str, Any]:
 
     sample = make_rows(1, 32)
     sampled = build(sample, MicroBatch(((0,),), 32, 1, 32)).arrays
+    ending = find_ending(adapted, layout.unpack(parameters), LossKernel.CHUNKED, sampled)
     with (
-        token_loss(adapted, layout.unpack(parameters), LossKernel.CHUNKED, sampled) as loss,
+        token_loss(adapted, ending) as loss,
         frugal_activations(model),
     ):
         if loss.problem:

@@ -20,7 +20,7 @@ from graft_worker.engine.dataset import load_dataset
 from graft_worker.engine.evaluation import Evaluator
 from graft_worker.engine.loading import load_base
 from graft_worker.engine.loop import Task
-from graft_worker.engine.loss import TokenLoss, token_loss
+from graft_worker.engine.loss import TokenLoss, find_ending, token_loss
 from graft_worker.engine.reports import Reporter
 from tests.worker.engine.tiny import RecordingLink
 
@@ -49,7 +49,7 @@ def reopened(job: TrainJob, output: Path) -> Iterator[Reopened]:
     """`job`, whose adapter lies in `output/adapter`."""
     link = RecordingLink()
     start = Start(job=JobId("job"), token=Token(1), spec=job, work_dir=str(output), deadline=1e12)
-    reporter = Reporter(start, link)
+    reporter = Reporter(start, link, 0.0)
     base = load_base(job.model, None, job.precision)
     data = load_dataset(job, Path(job.data.source), base, reporter)
     adapted = attach(base.model, job, base.compute_dtype)
@@ -62,6 +62,6 @@ def reopened(job: TrainJob, output: Path) -> Iterator[Reopened]:
     parameters = {name: saved[name] for name in adapted.shapes}
     adapted.put(parameters)
     sample = build(rows, MicroBatch(((0,),), rows[0].width, 1, rows[0].targets)).arrays
-    with token_loss(adapted, parameters, LossKernel.CHUNKED, sample) as loss:
+    with token_loss(adapted, find_ending(adapted, parameters, LossKernel.CHUNKED, sample)) as loss:
         evaluator = Evaluator(base.model, loss.evaluation, data.valid.rows, BUDGET)
         yield Reopened(task, parameters, loss, evaluator, reporter, link)

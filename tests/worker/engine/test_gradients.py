@@ -22,7 +22,7 @@ from graft_worker.engine.cutting import Budget, exact_cutter
 from graft_worker.engine.dropout import micro_batch_key
 from graft_worker.engine.gradients import GradientOfSum, StepGradient, norm
 from graft_worker.engine.layout import Layout, choose_layout
-from graft_worker.engine.loss import token_loss
+from graft_worker.engine.loss import find_ending, token_loss
 from graft_worker.engine.packing import PACKING_TOLERANCES, difference
 from graft_worker.engine.recompute import recomputed
 from graft_worker.engine.rows import TokenRow
@@ -58,7 +58,8 @@ class Subject:
         step: int = 0,
     ) -> StepGradient:
         sample = build(rows, one_line(rows, 0)).arrays
-        with token_loss(self.adapted, self.parameters, kernel, sample) as loss:
+        ending = find_ending(self.adapted, self.parameters, kernel, sample)
+        with token_loss(self.adapted, ending) as loss:
             assert loss.problem is None
             function = GradientOfSum(self.adapted, loss.training, Layout(None))
             batches = [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,18 @@ class Adapted:
     """Of the trainable arrays."""
     dtypes: dict[str, mx.Dtype]
     """What each of them is computed in."""
+    adds_nothing: bool = False
+    """As they start: every product is zero, and the model its base to the last bit."""
 
     @property
     def size(self) -> int:
         """How many numbers are trained."""
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def kind(self) -> tuple[Hashable, ...]:
+        """What decides how they are computed, but for their rank and their numbers."""
+        return self.method, self.modules, len(self.blocks), frozenset(self.dtypes.values())
 
     def take(self) -> Parameters:
         """The masters, which are the caller's from now on: a copy here would live as long as the job."""
@@ -96,7 +103,18 @@ def attach(model: nn.Module, spec: TrainJob, base_dtype: mx.Dtype) -> Adapted:
     masters = {name: value.astype(mx.float32) for name, value in trainable.items()}
     # DoRA's magnitudes stay in float32: they are divided by norms, and are few.
     dtypes = {name: mx.float32 if name.endswith(".m") else branch for name in masters}
-    return _ready(Adapted(model, spec.method, blocks, modules, dropouts, masters, _shapes(masters), dtypes))
+    shapes = _shapes(masters)
+    is_base = not is_dora and _is_zero(masters)
+    return _ready(Adapted(model, spec.method, blocks, modules, dropouts, masters, shapes, dtypes, is_base))
+
+
+def _is_zero(masters: Parameters) -> bool:
+    """Whether these are pairs of A and B, and every B is zero."""
+    if not all(name.endswith(("lora_a", "lora_b")) for name in masters):
+        return False
+    return (
+        not mx.stack([value.any() for name, value in masters.items() if name.endswith("lora_b")]).any().item()
+    )
 
 
 def _ready(adapted: Adapted) -> Adapted:

@@ -43,12 +43,23 @@ class Dataset:
 
 
 def load_dataset(spec: TrainJob, path: Path, base: Base, reporter: Reporter) -> Dataset:
-    """Read, check and tokenise the data set at `path`.
+    """Read, check and tokenise the data set at `path`, and tell what will not be used as it is.
 
     Raises:
         JobError: bad rows, or none that can be learned from (class `data`); chats without a
             template, or a tokenizer that is not the model's (class `config`).
         Stopped: the link asked for it.
+    """
+    dataset = tokenised(spec, path, base, reporter)
+    check_and_tell(dataset, spec, base, reporter)
+    return dataset
+
+
+def tokenised(spec: TrainJob, path: Path, base: Base, reporter: Reporter) -> Dataset:
+    """The data set at `path` as `base` reads it; nothing is known yet of whether that is of use.
+
+    Raises:
+        JobError, Stopped: as `load_dataset`.
     """
     try:
         summary = check(path, spec.data.format)
@@ -56,18 +67,25 @@ def load_dataset(spec: TrainJob, path: Path, base: Base, reporter: Reporter) -> 
     except InvalidInput as error:
         raise JobError(FailureClass.DATA, str(error)) from error
     reading = Reading(summary.format, spec.data.mask_prompt, spec.max_length)
-    dataset = Dataset(
+    return Dataset(
         summary.format,
         tokenise(train, base.tokenizer, reading, reporter.check_stop),
         tokenise(valid, base.tokenizer, reading, reporter.check_stop),
         summary.train_bytes,
     )
+
+
+def check_and_tell(dataset: Dataset, spec: TrainJob, base: Base, reporter: Reporter) -> None:
+    """Refuse a data set of no use, and tell what of it will not be used as it is.
+
+    Raises:
+        JobError: as `load_dataset`.
+    """
     for name, rows in (("training", dataset.train), ("validation", dataset.valid)):
         _tell(name, rows, spec.max_length, reporter)
         _check_usable(name, rows, spec.max_length)
         _check_vocabulary(rows, base)
     _tell_ends(dataset.train, base, reporter)
-    return dataset
 
 
 def _read(spec: TrainJob, path: Path) -> tuple[list[Row], list[Row]]:

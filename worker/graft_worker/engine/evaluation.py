@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 from mlx import nn
@@ -37,17 +38,32 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, MAX_EXPONENT))
 
 
+class Once(Protocol):
+    """Finds out what follows from base and data alone; the same question is answered by heart."""
+
+    def __call__(self, question: tuple[Hashable, ...], answer: Callable[[], Evaluation]) -> Evaluation: ...
+
+
 class Evaluator:
     """Measures a model on the same rows as often as it is called."""
 
-    def __init__(self, model: nn.Module, loss: SummedLoss, rows: Sequence[TokenRow], budget: Budget) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: SummedLoss,
+        rows: Sequence[TokenRow],
+        budget: Budget,
+        once: Once = lambda question, answer: answer(),
+    ) -> None:
         self._model = model
         self._loss = loss
         self._rows = rows
+        self._once = once
         self.cut(budget)
 
     def cut(self, budget: Budget) -> None:
         """Compute no more at once than `budget` from the next time on."""
+        self._budget = budget
         self._batches = exact_cutter(self._rows, budget, Batching.BUCKETED).cut(range(len(self._rows)))
 
     def dearest(self) -> None:
@@ -58,6 +74,11 @@ class Evaluator:
             mx.eval(self._loss(build(self._rows, largest).arrays))
         finally:
             self._model.train()
+
+    def untrained(self, between_batches: Callable[[], None]) -> Evaluation:
+        """The same of a model that is still its base."""
+        question = ("untrained", self._budget, len(self._rows))
+        return self._once(question, lambda: self(between_batches))
 
     def __call__(self, between_batches: Callable[[], None] = lambda: None) -> Evaluation:
         """The mean loss over all learned tokens; `between_batches` may raise to stop."""

@@ -77,6 +77,8 @@ class Loop:
         self.state = State()
         self.layout = choose_layout(task.spec, task.adapted.shapes)
         self.work = Work()
+        self.first_step_seconds: float | None = None
+        """From the job's beginning to the end of this attempt's first step."""
         self._checkpoints = checkpoints
         self._reporter = reporter
         self._kept = self.layout.pack(task.adapted.take())
@@ -179,7 +181,9 @@ class Loop:
             return
         self._reporter.phase(Phase.EVALUATING)
         self.task.adapted.put(self.parameters)
-        evaluation = evaluator(self._reporter.check_stop)
+        is_base = step == 0 and self.task.adapted.adds_nothing
+        evaluate = evaluator.untrained if is_base else evaluator
+        evaluation = evaluate(self._reporter.check_stop)
         if not math.isfinite(evaluation.loss):
             raise self._bad_evaluation(evaluation.loss)
         self._reporter.evaluated(step, evaluation)
@@ -274,6 +278,8 @@ class Loop:
         if math.isfinite(sums.loss):
             self._recent.append(sums)
         self.work.add(sums)
+        if self.first_step_seconds is None:
+            self.first_step_seconds = self._reporter.seconds()
         self._advance(step=self.state.step + 1)
 
     def _report(self, rate: float, norm: float) -> None:

@@ -37,24 +37,24 @@ class TokenLoss:
     """Why it is the plain kernel although the chunked one was asked for."""
 
 
-@contextmanager
-def token_loss(
-    adapted: Adapted, parameters: Parameters, asked: LossKernel, sample: Arrays
-) -> Iterator[TokenLoss]:
-    """The loss of `adapted` by the kernel that was asked for, if it agrees with the plain one on `sample`.
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a model's last hidden states become a loss."""
 
-    While the context lasts, the model itself may compute no logits any more.
-    """
-    plain = plain_loss(adapted.model)
+    head: Head | None
+    """Whose logits need not all be there at once."""
+    problem: str | None = None
+    """Why they are, if the head is not known or its loss is another."""
+
+
+def find_ending(adapted: Adapted, parameters: Parameters, asked: LossKernel, sample: Arrays) -> Ending:
+    """The head of `adapted`, if chunks were asked for and agree with the plain loss on `sample`."""
     if asked is LossKernel.PLAIN:
-        yield TokenLoss(asked, plain, plain)
-        return
+        return Ending(None)
     head = find_head(adapted.model)
     if head is None:
-        unknown = "the model ends in a way that is not known here"
-        yield TokenLoss(LossKernel.PLAIN, plain, plain, unknown)
-        return
-    expected = _loss_and_gradient(plain, adapted, parameters, sample)
+        return Ending(None, "the model ends in a way that is not known here")
+    expected = _loss_and_gradient(plain_loss(adapted.model), adapted, parameters, sample)
     with captured(head) as capture:
         loss = _chunked(adapted, head, capture)
         found = _loss_and_gradient(loss.training, adapted, parameters, sample)
@@ -62,12 +62,21 @@ def token_loss(
         dtype = capture.hidden.dtype
         problem = _difference(expected, found, dtype)
         problem = problem or _difference(expected[:1], [loss.evaluation(sample)], dtype)
-        # Gradients of everything that learns are not to be kept for the whole of the training.
-        del found, expected, parameters
-        if problem is None:
-            yield loss
-            return
-    yield TokenLoss(LossKernel.PLAIN, plain, plain, problem)
+    return Ending(head if problem is None else None, problem)
+
+
+@contextmanager
+def token_loss(adapted: Adapted, ending: Ending) -> Iterator[TokenLoss]:
+    """The loss of `adapted`: in chunks, where `ending` has a head.
+
+    While the context lasts, the model itself may compute no logits any more.
+    """
+    if ending.head is None:
+        plain = plain_loss(adapted.model)
+        yield TokenLoss(LossKernel.PLAIN, plain, plain, ending.problem)
+        return
+    with captured(ending.head) as capture:
+        yield _chunked(adapted, ending.head, capture)
 
 
 def plain_loss(model: nn.Module) -> SummedLoss:

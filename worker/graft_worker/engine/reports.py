@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from graft_scheduler.messages import (
     Checkpoint,
     Evaluated,
@@ -58,12 +56,18 @@ class Pace:
 class Reporter:
     """The job's end of the link: adds job and token to everything it says."""
 
-    def __init__(self, start: Start, link: Link) -> None:
+    def __init__(self, start: Start, link: Link, began: float) -> None:
+        """`began` is when the job did, or the process that was started for it, by `time.time`."""
         self._job: JobId = start.job
         self._token: Token = start.token
         self._link = link
+        self._began = began
         self._phase: Phase | None = None
         self._progress_at: float | None = None
+
+    def seconds(self) -> float:
+        """Since the job began."""
+        return time.time() - self._began
 
     def check_stop(self) -> None:
         """Go on, unless the link says otherwise.
@@ -87,7 +91,7 @@ class Reporter:
             Ready(
                 job=self._job,
                 token=self._token,
-                seconds=process_seconds(),
+                seconds=self.seconds(),
                 versions=versions(),
                 device=device_name(),
             )
@@ -155,8 +159,3 @@ class Reporter:
                 trained_seconds=pace.trained_seconds,
             )
         )
-
-
-def process_seconds() -> float:
-    """How long this process has lived."""
-    return time.time() - psutil.Process().create_time()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from graft_scheduler.hyperparameters import Batching, Method, Output, QuantizationConfig
@@ -18,13 +16,12 @@ from graft_scheduler.memory import format_bytes
 from graft_scheduler.messages import Done, Start, TrainResult
 from graft_scheduler.recovery import MemoryLimit
 from graft_scheduler.states import FailureClass, Phase, StopReason
-from graft_worker.engine.activations import frugal_activations
 from graft_worker.engine.adapters import Adapted, adapter_config, attach
-from graft_worker.engine.batches import Arrays, build, build_alone, plan_order
+from graft_worker.engine.batches import Arrays, build_alone, plan_order
 from graft_worker.engine.checkpoints import CheckpointFolder, read_checkpoint
 from graft_worker.engine.compilation import CompilePlan
 from graft_worker.engine.cutting import exact_cutter, plan_cutter
-from graft_worker.engine.dataset import Dataset, load_dataset
+from graft_worker.engine.dataset import Dataset, check_and_tell, tokenised
 from graft_worker.engine.device import (
     budget_here,
     device_name,
@@ -32,23 +29,22 @@ from graft_worker.engine.device import (
     hold_to,
     is_gpu,
     peak_bytes,
-    peak_of,
     prepared,
     versions,
 )
-from graft_worker.engine.dropout import micro_batch_key
 from graft_worker.engine.evaluation import Evaluator, perplexity
-from graft_worker.engine.fitting import Allowance, Fitted, correct, describe, fit, refit
+from graft_worker.engine.fitting import Allowance, Fitted, describe, fit, refit
 from graft_worker.engine.gradients import GradientOfSum
 from graft_worker.engine.loading import Base, load_base
 from graft_worker.engine.loop import Loop, Task
-from graft_worker.engine.loss import TokenLoss, token_loss
+from graft_worker.engine.loss import Ending, TokenLoss, find_ending, token_loss
 from graft_worker.engine.packing import PACKING_TOLERANCES, difference
 from graft_worker.engine.ranks import check_can_cut, cut_ranks
-from graft_worker.engine.recompute import recomputed
 from graft_worker.engine.reports import Reporter, Stopped
+from graft_worker.engine.resident import Resident
 from graft_worker.engine.rows import TokenRow, digest
 from graft_worker.engine.saving import Saved, save_adapter
+from graft_worker.engine.trying import computing, tried
 from graft_worker.link import JobError, Link
 from graft_worker.probe import read_device
 from graft_worker.tracking.link import TrackedLink, tracked
@@ -59,13 +55,24 @@ SAMPLE_TOKENS = 64
 """The loss's kernels are compared on the beginning of one row, this long,"""
 SAMPLE_ROWS = 64
 """and the row is one of the first, this many."""
-GPU_TRIES = 3
-"""How often the dearest micro-batch is tried on a GPU, which lags behind a little more or less each time:
-single peaks of one micro-batch lay up to 10% apart on an H100."""
 
 
-def train(start: Start, link: Link) -> Done:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a job trains, on what, and whom it tells."""
+
+    spec: TrainJob
+    base: Base
+    dataset: Dataset
+    adapted: Adapted
+    reporter: Reporter
+    resident: Resident
+
+
+def train(start: Start, link: Link, resident: Resident | None = None) -> Done:
     """Do the training job in `start`; what it makes lies in `start.work_dir`.
+
+    It finds in `resident` what jobs before it left there, and leaves what the next one may need.
 
     Raises:
         JobError: with the class that decides what follows.
@@ -73,19 +80,26 @@ def train(start: Start, link: Link) -> Done:
     spec = start.spec
     if not isinstance(spec, TrainJob):
         raise JobError(FailureClass.INTERNAL, f"a job of kind {spec.kind} is no training job")
-    with prepared(start.budget_bytes, start.wired_bytes), tracked(start, link) as tracking:
+    resident = resident or Resident()
+    with (
+        prepared(start.budget_bytes, start.wired_bytes),
+        tracked(start, link) as tracking,
+        resident.lent() as began,
+    ):
         try:
-            return _train(start, spec, tracking)
+            return _train(start, spec, tracking, Reporter(start, tracking, began), resident)
         except Stopped as stopped:
             return Done(job=start.job, token=start.token, stopped=stopped.reason)
 
 
-def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
-    reporter = Reporter(start, tracking)
+def _train(
+    start: Start, spec: TrainJob, tracking: TrackedLink, reporter: Reporter, resident: Resident
+) -> Done:
     reporter.phase(Phase.PREPARING)
     data = Path(start.data_dir or spec.data.source)
-    base = _load(start, spec)
-    dataset = load_dataset(spec, data, base, reporter)
+    base = resident.base(spec, lambda: _load(start, spec))
+    dataset = resident.dataset(spec, lambda: tokenised(spec, data, base, reporter))
+    check_and_tell(dataset, spec, base, reporter)
     if spec.batch_size == "auto":
         rows = auto_batch_rows(dataset.train_bytes, spec.method, spec.max_length)
         spec = spec.model_copy(update={"batch_size": rows})
@@ -93,13 +107,13 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
     if spec.adapter.rank == "auto":
         check_can_cut(adapted.masters)
     fitted = fit(spec, base, dataset.train.rows, _allowance(start))
-    task = _plan(spec, base, adapted, dataset, fitted, reporter)
-    checkpoints = _checkpoint_folder(start, task, base)
+    job = _Job(spec, base, dataset, adapted, reporter, resident)
+    task = _plan(job, fitted)
+    checkpoints = _checkpoint_folder(start, task, base, resident)
     loop = Loop(task, checkpoints, reporter, start.trained_seconds, start.pause_step)
     _resume(start, loop, checkpoints)
     loop.settle()
-    sample = _sample(task.train_rows)
-    with token_loss(adapted, loop.parameters, spec.compute.loss, sample) as loss:
+    with token_loss(adapted, _ending(loop, resident)) as loss:
         facts = _facts(base, task, dataset, loss, fitted)
         if start.memory_limit is not None:
             facts["memory_limit"] = start.memory_limit.model_dump(mode="json")
@@ -107,18 +121,24 @@ def _train(start: Start, spec: TrainJob, tracking: TrackedLink) -> Done:
         if fitted.plan is not None:
             hold_to(min(fitted.plan.estimate.peak_bytes, fitted.budget_bytes))
         if not fitted.is_ample:
-            fitted = _try(loop, loss, fitted, reporter)
+            fitted = tried(loop, loss, fitted, reporter, resident)
             facts["memory"] = fitted.facts()
         if (again := refit(fitted)) is not None:
             reporter.log(f"{describe(fitted)}; it took {format_bytes(fitted.probed_bytes)}", "warning")
-            task = _plan(spec, base, adapted, dataset, again, reporter)
+            task = _plan(job, again)
             loop.task = task
             hold_to(again.budget_bytes)
             facts["memory"] = again.facts() | {"probe_factor": fitted.probe_factor}
             fitted = again
             reporter.shrunk(loop.state.step, task.cut)
         reporter.log(describe(fitted), "warning" if fitted.is_tight else "info")
-        evaluator = Evaluator(base.model, loss.evaluation, task.valid_rows, task.cutter.budget)
+        evaluator = Evaluator(
+            base.model,
+            loss.evaluation,
+            task.valid_rows,
+            task.cutter.budget,
+            lambda question, answer: resident.once((loss.kernel, *question), answer),
+        )
         stopped = _run(loop, loss, evaluator, reporter)
         saved = _choose(loop, checkpoints)
         cut = None
@@ -153,30 +173,31 @@ def _allowance(start: Start) -> Allowance:
     )
 
 
-def _plan(
-    spec: TrainJob, base: Base, adapted: Adapted, dataset: Dataset, fitted: Fitted, reporter: Reporter
-) -> Task:
-    train_rows, valid_rows = dataset.train.rows, dataset.valid.rows
+def _plan(job: _Job, fitted: Fitted) -> Task:
+    spec, train_rows, valid_rows = job.spec, job.dataset.train.rows, job.dataset.valid.rows
     widths = [row.width for row in train_rows]
     order = plan_order(widths, spec.batch_rows, spec.epochs, spec.steps, spec.seed, spec.length_window)
     budget = budget_here(fitted.cut.micro_batch_tokens)
     batching = spec.compute.batching
     if batching is Batching.PACKED:
         packed = exact_cutter(train_rows, budget, batching)
-        batching = _packed_or_not(base, packed.packed_width, reporter)
+        batching = _packed_or_not(job, packed.packed_width)
     compiled = spec.compute.compile and is_gpu()
     cutter = plan_cutter(train_rows, order, budget, batching, compiled=compiled)
     valid_rows = valid_rows[: spec.evaluation.rows]
-    return Task(spec, adapted, train_rows, valid_rows, order, cutter, fitted.cut.gradient_checkpointing)
+    return Task(spec, job.adapted, train_rows, valid_rows, order, cutter, fitted.cut.gradient_checkpointing)
 
 
-def _packed_or_not(base: Base, width: int, reporter: Reporter) -> Batching:
+def _packed_or_not(job: _Job, width: int) -> Batching:
     """Packed, unless the model sees through the walls between rows in lines of `width`."""
-    apart = difference(base.model, base.vocabulary or 1, width)
+    base = job.base
+    apart = job.resident.once(
+        ("apart", *job.adapted.kind, width), lambda: difference(base.model, base.vocabulary or 1, width)
+    )
     if apart <= PACKING_TOLERANCES[base.compute_dtype]:
         return Batching.PACKED
     text = f"rows are not packed: packing would change what {base.config.get('model_type')} makes of them"
-    reporter.log(f"{text} (by {apart:.1e}); they are computed in buckets of like length", "warning")
+    job.reporter.log(f"{text} (by {apart:.1e}); they are computed in buckets of like length", "warning")
     return Batching.BUCKETED
 
 
@@ -186,19 +207,29 @@ def _sample(rows: Sequence[TokenRow]) -> Arrays:
     return build_alone(TokenRow(tokens, np.ones(len(tokens), dtype=np.bool_))).arrays
 
 
-def _checkpoint_folder(start: Start, task: Task, base: Base) -> CheckpointFolder:
+def _ending(loop: Loop, resident: Resident) -> Ending:
+    """How the loss is computed; found out once for adapters of this kind."""
+    task = loop.task
+    asked = task.spec.compute.loss
+    return resident.once(
+        ("ending", *task.adapted.kind, asked),
+        lambda: find_ending(task.adapted, loop.parameters, asked, _sample(task.train_rows)),
+    )
+
+
+def _checkpoint_folder(start: Start, task: Task, base: Base, resident: Resident) -> CheckpointFolder:
     return CheckpointFolder(
         Path(start.work_dir) / CHECKPOINTS,
         task.spec.checkpoint.keep,
-        _agreement(task, base),
+        _agreement(task, base, resident),
         adapter_config(task.adapted, task.spec, base.quantization),
         keeps_best=task.spec.output is Output.BEST,
     )
 
 
-def _agreement(task: Task, base: Base) -> dict[str, Any]:
+def _agreement(task: Task, base: Base, resident: Resident) -> dict[str, Any]:
     """What has to be the same for a checkpoint to be gone on from; micro-batches need not be."""
-    spec = task.spec
+    spec, valid = task.spec, task.valid_rows
     same = {"method", "quantization", "optimizer", "schedule", "batch_size", "length_window", "seed"}
     return {
         **spec.model_dump(mode="json", include=same),
@@ -212,9 +243,9 @@ def _agreement(task: Task, base: Base) -> dict[str, Any]:
         "precision": base.dtype,
         "steps": task.order.steps,
         "rows to train": task.order.total_rows,
-        "training rows of digest": digest(task.train_rows),
-        "validation rows of digest": digest(task.valid_rows),
-        "a base of digest": spec.model.digest or base.fingerprint,
+        "training rows of digest": resident.once("training rows", lambda: digest(task.train_rows)),
+        "validation rows of digest": resident.once(("validation rows", len(valid)), lambda: digest(valid)),
+        "a base of digest": spec.model.digest or resident.once("base", lambda: base.fingerprint),
     }
 
 
@@ -229,40 +260,6 @@ def _resume(start: Start, loop: Loop, checkpoints: CheckpointFolder) -> None:
         raise JobError(FailureClass.CONFIG, f"the checkpoint {folder} does not fit: {error}") from error
     if snapshot.best_file is not None:
         checkpoints.take_best(snapshot.best_file)
-
-
-def _try(loop: Loop, loss: TokenLoss, fitted: Fitted, reporter: Reporter) -> Fitted:
-    """Compute the dearest micro-batch and evaluation once, to see what they take; nothing is learned."""
-    task = loop.task
-    longest = sorted(range(len(task.train_rows)), key=lambda row: task.train_rows[row].width)
-    batches = task.cutter.cut(longest[-task.spec.batch_rows :])
-    dearest = max(batches, key=lambda one: (one.height * one.width, one.width))
-    batch = build(task.train_rows, dearest)
-    reporter.check_stop()
-    with _computing(task):
-        gradient = GradientOfSum(task.adapted, loss.training, loop.layout)
-        key = micro_batch_key(task.spec.seed, 0, 0)
-        compute = partial(_compute, gradient, loop, batch.arrays, key)
-        if is_gpu():
-            compute()  # the first time kernels are made, and nothing runs ahead
-        in_training = max(peak_of(compute) for _ in range(GPU_TRIES if is_gpu() else 1))
-    task.adapted.put(loop.parameters)
-    reporter.check_stop()
-    evaluator = Evaluator(task.adapted.model, loss.evaluation, task.valid_rows, task.cutter.budget)
-    in_evaluation = peak_of(evaluator.dearest)
-    return correct(fitted, in_training, in_evaluation, dearest.height, dearest.width, min(2, len(batches)))
-
-
-def _compute(gradient: GradientOfSum, loop: Loop, arrays: Arrays, key: mx.array) -> None:
-    mx.eval(gradient(loop.kept, arrays, key))
-
-
-@contextmanager
-def _computing(task: Task) -> Iterator[None]:
-    """The model as it is while gradients are taken."""
-    blocks = task.adapted.blocks if task.recomputes else ()
-    with recomputed(blocks), frugal_activations(task.adapted.model):
-        yield
 
 
 def _facts(base: Base, task: Task, dataset: Dataset, loss: TokenLoss, fitted: Fitted) -> dict[str, Any]:
@@ -308,7 +305,7 @@ def _run(loop: Loop, loss: TokenLoss, evaluator: Evaluator, reporter: Reporter) 
     gradient = GradientOfSum(adapted, loss.training, loop.layout, plan)
     forget()  # the gradient that was tried holds a copy of all that learns
     try:
-        with _computing(loop.task):
+        with computing(loop.task):
             loop.run(gradient, evaluator)
     except Stopped as stopped:
         loop.save()
@@ -348,6 +345,6 @@ def _result(loop: Loop, loss: float | None, step: int, facts: dict[str, Any], fi
         padding_share=loop.work.padding_share,
         peak_memory_bytes=peak_bytes(),
         predicted_peak_bytes=fitted.predicted_bytes,
-        first_step_seconds=loop.work.first_step_seconds,
+        first_step_seconds=loop.first_step_seconds,
         facts=facts,
     )

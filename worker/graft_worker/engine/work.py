@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graft_worker.engine.reports import process_seconds
-
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
@@ -26,16 +24,12 @@ class Work:
     tokens: int = 0
     read_tokens: int = 0
     computed_tokens: int = 0
-    first_step_seconds: float | None = None
-    """From the start of the process to the end of the first step."""
 
     def add(self, sums: StepSums) -> None:
         self.seconds += sums.seconds
         self.tokens += sums.tokens
         self.read_tokens += sums.read_tokens
         self.computed_tokens += sums.computed_tokens
-        if self.first_step_seconds is None:
-            self.first_step_seconds = process_seconds()
 
     @property
     def tokens_per_second(self) -> float | None:
