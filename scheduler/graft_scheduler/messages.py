@@ -48,6 +48,11 @@ class Start(Message):
     """Measured over predicted peaks of finished jobs like this one."""
     trained_seconds: float = 0.0
     """Spent by earlier attempts; counts against the time limit."""
+    log_path: str | None = None
+    """Whatever the runner or its libraries print goes there from now on; absent leaves it as it is."""
+    stay_seconds: float = Field(default=0.0, ge=0)
+    """How long to wait for another job after the last word, with what that may share kept loaded; 0:
+    leave."""
     deadline: float
     """See `Extend`."""
 

@@ -67,6 +67,10 @@ class RunnerProcess:
         frame = self._channel.receive(timeout_seconds)
         return None if frame is None else parse_runner_message(frame)
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """End it at once."""
         self._process.kill()

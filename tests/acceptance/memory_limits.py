@@ -13,7 +13,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.services import Service
+import psutil
+
+from tests.services import Service, eventually
 
 CGROUPS = Path("/sys/fs/cgroup")
 POLL_SECONDS = 0.005
@@ -104,6 +106,15 @@ def limited_cgroup(size: int) -> Iterator[Callable[[int], None]]:
         yield limit
     finally:
         folder.rmdir()
+
+
+def end_runners(worker: Service) -> None:
+    """Those that wait for another job too: the next one has a process of its own."""
+    runners = worker.runners()
+    for runner in runners:
+        with suppress(psutil.NoSuchProcess):
+            runner.kill()
+    eventually(lambda: not any(psutil.pid_exists(runner.pid) for runner in runners))
 
 
 def can_make_cgroups() -> bool:

@@ -25,6 +25,7 @@ from tests.acceptance.memory_limits import (
     Peak,
     RunnerPeaks,
     can_make_cgroups,
+    end_runners,
     limit_address_space,
     limited_cgroup,
 )
@@ -72,9 +73,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory, _one_arena: None) -> Iterato
         client = fleet.client()
         with RunnerPeaks(worker) as peaks:
             undisturbed = client.submit(job).wait(60)
+        end_runners(worker)
         with RunnerPeaks(worker) as small_peaks:
             smaller = {"micro_batch_tokens": 2 * ROW_TOKENS, "steps": 1}
             client.submit(job.model_copy(update=smaller)).wait(60)
+        end_runners(worker)
         yield Bench(fleet, client, worker, job, undisturbed, peaks.largest(), small_peaks.largest())
 
 
@@ -143,7 +146,9 @@ def test_a_job_that_is_too_large_for_its_limit_is_cut_until_it_fits(bench: Bench
         else:
             limit = limit_address_space(between(bench.small_peak.virtual_bytes, bench.peak.virtual_bytes))
         stack.enter_context(RunnerPeaks(bench.worker, limit))
+        end_runners(bench.worker)
         record = bench.client.wait(bench.client.submit(bench.job).id, 90)
+        end_runners(bench.worker)
 
     assert_recovered(bench, record)
 

@@ -35,13 +35,22 @@ pytestmark = pytest.mark.processes
 JOB, TOKEN = JobId("j"), Token(1)
 
 
-def start(folder: Path, life_seconds: float = 60, resume: Path | None = None, **spec: Any) -> Start:
+def start(
+    folder: Path,
+    life_seconds: float = 60,
+    resume: Path | None = None,
+    job: JobId = JOB,
+    stay_seconds: float = 0.0,
+    **spec: Any,
+) -> Start:
     return Start(
-        job=JOB,
+        job=job,
         token=TOKEN,
         spec=CountJob(**spec),
         work_dir=str(folder),
         resume_dir=None if resume is None else str(resume),
+        log_path=str(folder / "log.txt"),
+        stay_seconds=stay_seconds,
         deadline=sleepless_clock() + life_seconds,
     )
 
@@ -55,6 +64,15 @@ def hear(runner: RunnerProcess) -> list[RunnerMessage]:
                 heard.append(message)
     except EOFError:
         return heard
+
+
+def last_word(runner: RunnerProcess) -> RunnerMessage:
+    """What it says last on a job, after which it may wait for another."""
+    while True:
+        message = runner.receive(20)
+        assert message is not None
+        if isinstance(message, Done | Failed):
+            return message
 
 
 def run(folder: Path, **changes: Any) -> tuple[list[RunnerMessage], int]:
@@ -135,21 +153,82 @@ def test_an_extended_runner_lives_on(tmp_path: Path) -> None:
     runner.close()
 
 
+def test_a_runner_that_stays_does_the_next_job_and_prints_to_its_log(tmp_path: Path) -> None:
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder in (first, second):
+        folder.mkdir()
+    runner = RunnerProcess.spawn(first / "log.txt")
+    runner.send(start(first, steps=1, step_seconds=0, stay_seconds=60))
+    assert isinstance(last_word(runner), Done)
+    (second / "count.json").write_text('{"count": []}')
+    runner.send(start(second, job=JobId("k"), resume=second, stay_seconds=60))
+
+    hello, failed = hear(runner)
+
+    assert isinstance(hello, Hello)
+    assert (hello.pid, hello.job) == (runner.pid, "k")
+    assert isinstance(failed, Failed)
+    assert runner.close() == 0  # it does not stay after a failure
+    assert (first / "log.txt").read_text() == ""
+    assert "TypeError" in (second / "log.txt").read_text()
+
+
+def test_what_is_said_of_an_earlier_job_does_not_reach_the_next(tmp_path: Path) -> None:
+    runner = RunnerProcess.spawn(tmp_path / "log.txt")
+    runner.send(start(tmp_path, steps=1, step_seconds=0, stay_seconds=60))
+    last_word(runner)
+    runner.send(Stop(job=JOB, token=TOKEN, reason=StopReason.CANCEL))  # it came too late
+    runner.send(start(tmp_path, job=JobId("k"), steps=20, step_seconds=0.01))
+    runner.send(Stop(job=JOB, token=TOKEN, reason=StopReason.CANCEL))
+    runner.send(Extend(job=JOB, token=TOKEN, deadline=sleepless_clock() - 1))
+
+    *_, done = hear(runner)
+    runner.close()
+
+    assert isinstance(done, Done)
+    assert (done.job, done.stopped) == ("k", None)
+
+
+def test_a_runner_that_nobody_needs_leaves(tmp_path: Path) -> None:
+    runner = RunnerProcess.spawn(tmp_path / "log.txt")
+    runner.send(start(tmp_path, steps=1, step_seconds=0, stay_seconds=0.3))
+    last_word(runner)
+
+    eventually(lambda: not runner.is_alive, 3, "it waits no longer")
+    assert runner.close() == EXIT_DEADLINE
+
+
+def test_a_runner_that_a_person_stopped_does_not_stay(tmp_path: Path) -> None:
+    runner = RunnerProcess.spawn(tmp_path / "log.txt")
+    runner.send(start(tmp_path, steps=10_000, step_seconds=0.01, stay_seconds=60))
+    eventually(lambda: (tmp_path / "steps.log").exists())
+    runner.send(Stop(job=JOB, token=TOKEN, reason=StopReason.CANCEL))
+
+    *_, done = hear(runner)
+
+    assert isinstance(done, Done)
+    assert runner.close() == 0
+
+
 PARENT = """
 import sys, time
 from pathlib import Path
 from graft_scheduler.runner_process import RunnerProcess
-from graft_scheduler.messages import Start
+from graft_scheduler.messages import Done, Start
 folder = Path(sys.argv[1])
 runner = RunnerProcess.spawn(folder / "log.txt")
-runner.send(Start.model_validate_json(sys.stdin.read()))
+start = Start.model_validate_json(sys.stdin.read())
+runner.send(start)
+while start.stay_seconds and not isinstance(runner.receive(20), Done):
+    pass
 print(runner.pid, flush=True)
 time.sleep(60)
 """
 
 
-def test_a_runner_leaves_within_a_second_of_its_parents_death(tmp_path: Path) -> None:
-    order = start(tmp_path, steps=10_000).model_dump_json()
+@pytest.mark.parametrize("job", [{"steps": 10_000}, {"steps": 1, "stay_seconds": 60}])
+def test_a_runner_leaves_within_a_second_of_its_parents_death(tmp_path: Path, job: dict[str, Any]) -> None:
+    order = start(tmp_path, **job).model_dump_json()
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path)],
         stdin=subprocess.PIPE,

@@ -8,7 +8,7 @@ import logging
 import shutil
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from redis.exceptions import RedisError
@@ -41,7 +41,9 @@ from graft_worker.memory_judge import Budget
 from graft_worker.memory_watch import MemoryWatch, Orders
 from graft_worker.out_of_memory import decide
 from graft_worker.relay import Relay
-from graft_worker.runner import DONE_MARKER
+from graft_worker.residency import runner_name
+from graft_worker.runner import DONE_MARKER, is_kept
+from graft_worker.runners import Engaged, Room, Runners
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ RETRY_SECONDS = 1.0
 """Between two tries to write an outcome while Redis is away."""
 LEAVE_SECONDS = 5.0
 """How long a worker that was told to stop waits for a Redis that is away."""
+CHECKPOINTS = "checkpoints"
+"""A folder of the attempt's, the runner's to write."""
 MEMORY_FILE = "memory.json"
 """The runner's memory over its life, in the attempt's folder."""
 
@@ -68,6 +72,7 @@ class Worker:
     store: Store
     leaves: threading.Event
     """Set when the worker shuts down: jobs are given back."""
+    runners: Runners = field(default_factory=lambda: Runners(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,8 @@ class Attempt:
         self._log_path = self._dir / "log.txt"
         self._relay = Relay(worker.quick, hold, record, self._log_path)
         self._watch: MemoryWatch | None = None
+        self._is_heard = False
+        """The runner has said something."""
 
     def run(self) -> Ending:
         """Work until there is an outcome."""
@@ -151,7 +158,7 @@ class Attempt:
                 self._dir,
                 *self._worker.folder.earlier_attempts(self._record.id, self._record.token),
             ]:
-                for name in ("checkpoints", "adapter", "resume", DONE_MARKER):
+                for name in (CHECKPOINTS, "adapter", "resume", DONE_MARKER):
                     _remove(folder / name)
 
     def _earlier_done(self) -> Done | None:
@@ -171,8 +178,7 @@ class Attempt:
             data = self._fetch("data", spec.data.digest)
         resume = None
         if record.resume is not None:
-            resume = self._dir / "resume"
-            self._worker.store.get_folder(record.resume.digest, resume)
+            resume = self._own_checkpoint(record.resume) or self._fetched_checkpoint(record.resume)
             self._relay.log(f"going on from step {record.resume.step}")
         return Start(
             job=record.id,
@@ -188,8 +194,26 @@ class Attempt:
             memory_factor=self._memory_factor(),
             wired_bytes=self._worker.settings.wired_memory_bytes,
             trained_seconds=record.progress.trained_seconds if record.progress else 0.0,
+            log_path=str(self._log_path),
+            stay_seconds=0.0 if runner_name(spec) is None else self._worker.runners.stay_seconds,
             deadline=self._keeper.deadline,
         )
+
+    def _own_checkpoint(self, resume: ResumePoint) -> Path | None:
+        """The folder of the checkpoint, if it was made here and still is what was put into the store."""
+        for attempt in self._worker.folder.earlier_attempts(self._record.id, self._record.token):
+            folder = attempt / CHECKPOINTS / f"step-{resume.step}"
+            try:
+                if folder.is_dir() and self._worker.store.put_folder(folder) == resume.digest:
+                    return folder
+            except (GraftError, OSError) as error:
+                logger.warning("job %s: %s is not gone on from: %s", self._record.id, folder, error)
+        return None
+
+    def _fetched_checkpoint(self, resume: ResumePoint) -> Path:
+        folder = self._dir / "resume"
+        self._worker.store.get_folder(resume.digest, folder)
+        return folder
 
     def _memory_factor(self) -> float:
         """By how much the estimate for such jobs was wrong on such hosts."""
@@ -212,13 +236,30 @@ class Attempt:
         return folder
 
     def _drive(self, start: Start) -> tuple[Done | Failed | None, int]:
-        """Run the runner to its end: its last word, if it had one, and its exit code."""
-        runner = RunnerProcess.spawn(self._log_path)
+        """Have a runner do the job: its last word, if it had one, and the exit code of one that ended."""
+        runners = self._worker.runners
+        room = Room(self._record.reserved_bytes, self._worker.info.budget_bytes)
+        while True:
+            engaged = runners.take(runner_name(start.spec), room, self._log_path)
+            last_word: Done | Failed | None = None
+            try:
+                last_word = self._converse(engaged, start)
+            finally:
+                self._keeper.detach()
+                exit_code = self._let_go(engaged, start, last_word)
+            self._keeper.check()
+            if self._is_heard or not engaged.is_warm:
+                return last_word, exit_code
+            # It left just when it was given the job, of which it has seen nothing.
+
+    def _converse(self, engaged: Engaged, start: Start) -> Done | Failed | None:
+        """Hear the runner until its last word; nothing when it ends without one."""
+        runner = engaged.process
         last_word: Done | Failed | None = None
         try:
-            runner.send(start)
+            runner.send(start.model_copy(update={"deadline": self._keeper.deadline}))
             self._keeper.attach(runner)
-            self._relay.note_spawn(runner.pid)
+            self._relay.note_spawn(runner.pid, is_warm=engaged.is_warm)
             self._relay.flush()
             with self._watching(runner) as watch:
                 while last_word is None:
@@ -228,11 +269,16 @@ class Attempt:
                     self._relay.flush()
         except EOFError:
             pass
-        finally:
-            self._keeper.detach()
-            exit_code = runner.close()
-        self._keeper.check()
-        return last_word, exit_code
+        return last_word
+
+    def _let_go(self, engaged: Engaged, start: Start, last_word: Done | Failed | None) -> int:
+        """Have the runner wait for another job if it can be trusted with one; else its exit code."""
+        watch = self._watch
+        is_calm = watch is not None and not watch.is_shrunk and watch.stop_text is None
+        if is_calm and last_word is not None and is_kept(start, last_word):
+            self._worker.runners.keep(engaged)
+            return 0
+        return self._worker.runners.end(engaged)
 
     def _watching(self, runner: RunnerProcess) -> MemoryWatch:
         def shrink() -> None:
@@ -250,6 +296,7 @@ class Attempt:
         """Take everything the runner has said by now; its last word, if that was among it."""
         message = runner.receive(RECEIVE_SECONDS)
         while message is not None:
+            self._is_heard = True
             watch.hear(message)
             match message:
                 case Done() | Failed():

@@ -134,6 +134,15 @@ def is_short(history: History) -> bool:
     return history.lasting[Grade.SHORT - 1] > 0
 
 
+def is_tight(pressure: Pressure) -> bool:
+    """Whether there is little memory left, or the system says that it is short."""
+    group = pressure.cgroup
+    grades = [_of_system(pressure), _graded_low(pressure.available_bytes, pressure.total_bytes)]
+    if group is not None:
+        grades.append(_graded_low(group.left_bytes, group.limit_bytes))
+    return max(grades) >= Grade.TIGHT
+
+
 def _choose(lasting: Grade, sample: Sample, history: History) -> Action:
     if lasting is Grade.CALM or history.is_stopped:
         return Action.OK

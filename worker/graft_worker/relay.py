@@ -85,9 +85,9 @@ class Relay:
             case _:
                 pass  # hello says nothing new; checkpoints and last words are the attempt's to act on
 
-    def note_spawn(self, pid: int) -> None:
-        """A runner was started just now."""
-        self._event("spawned", pid=pid)
+    def note_spawn(self, pid: int, *, is_warm: bool) -> None:
+        """A runner was started just now, or one that waited for a job was given this one."""
+        self._event("spawned", pid=pid, warm=is_warm)
 
     def note_memory(self, note: Note) -> None:
         """Memory runs short; `note` says what was done about it."""

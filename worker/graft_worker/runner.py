@@ -1,4 +1,4 @@
-"""The spawned process that does a job: decodes it, chooses its handler, says how it ended.
+"""The spawned process that does jobs: decodes one, chooses its handler, says how it ended, waits for more.
 
 It knows nothing of Redis or Celery. Two threads guard it: it leaves when its supervisor is gone
 and when its deadline has passed, on a clock that counts sleep, so that it can never train on
@@ -7,7 +7,9 @@ beside its successor.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import gc
 import os
 import queue
 import socket
@@ -16,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from graft_scheduler.channel import Channel, sleepless_clock
@@ -26,6 +29,7 @@ from graft_scheduler.messages import (
     Extend,
     Failed,
     Hello,
+    Message,
     RunnerMessage,
     Shrink,
     Start,
@@ -39,30 +43,22 @@ from graft_worker.link import JobError, Link
 DONE_MARKER = "DONE"
 """Holds the `Done` message: an attempt's folder with it needs no more work, only to be handed over."""
 WATCH_SECONDS = 0.1
+KEPT_AFTER_STOP = (None, StopReason.PAUSE, StopReason.PRUNE)
+"""Why a job's runner may have stopped, to wait for another: it was done, or a study goes on."""
 STARVED_WORDS = ("cannot allocate memory", "failed to map segment", "can't start new thread")
 """From what Python and the loader say when there is no memory for a library or a thread."""
 
 Handler = Callable[[Start, Link], Done]
 
 
-class PipeLink:
-    """The runner's end of the channel."""
+class JobLink:
+    """What one job sees of the channel; what is said of another passes it by."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, start: Start, channel: Channel) -> None:
+        self.start = start
         self._channel = channel
-        self._starts: queue.SimpleQueue[Start] = queue.SimpleQueue()
         self._stop: StopReason | None = None
         self._is_shrink_asked = threading.Event()
-        self._deadline = float("inf")
-
-    def watch(self) -> None:
-        """Start the two guards."""
-        threading.Thread(target=self._read, name="reader", daemon=True).start()
-        threading.Thread(target=self._guard_deadline, name="deadline", daemon=True).start()
-
-    def next_start(self) -> Start:
-        """The next job, when it comes."""
-        return self._starts.get()
 
     def report(self, message: RunnerMessage) -> None:
         self._channel.send(message)
@@ -76,6 +72,38 @@ class PipeLink:
         self._is_shrink_asked.clear()
         return True
 
+    def take(self, order: Stop | Shrink) -> None:
+        """Note what is asked of the job."""
+        match order:
+            case Stop(reason=reason):
+                self._stop = reason
+            case Shrink():
+                self._is_shrink_asked.set()
+
+
+class Pipe:
+    """The runner's end of the channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._jobs: queue.SimpleQueue[JobLink] = queue.SimpleQueue()
+        self._current: JobLink | None = None
+        self._deadline = float("inf")
+
+    def watch(self) -> None:
+        """Start the two guards."""
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        threading.Thread(target=self._guard_deadline, name="deadline", daemon=True).start()
+
+    def next_job(self) -> JobLink:
+        """The next job, when it comes."""
+        return self._jobs.get()
+
+    def rest(self, seconds: float) -> None:
+        """No job is done any more; leave after so long without another."""
+        self._current = None
+        self._deadline = sleepless_clock() + seconds
+
     def _read(self) -> None:
         while True:
             try:
@@ -86,18 +114,20 @@ class PipeLink:
                 self._take(frame)
 
     def _take(self, frame: bytes) -> None:
-        match parse_supervisor_message(frame):
-            case Start() as start:
-                self._deadline = start.deadline
-                self._starts.put(start)
-            case Extend(deadline=deadline):
-                self._deadline = deadline
-            case Stop(reason=reason):
-                self._stop = reason
-            case Shrink():
-                self._is_shrink_asked.set()
+        link = self._current
+        match message := parse_supervisor_message(frame):
+            case Start():
+                self._deadline = message.deadline
+                self._current = JobLink(message, self._channel)
+                self._jobs.put(self._current)
             case Exit():
                 os._exit(0)
+            case _ if link is None or _differ(message, link.start):
+                pass  # of a job that has ended
+            case Extend(deadline=deadline):
+                self._deadline = deadline
+            case Stop() | Shrink():
+                link.take(message)
 
     def _guard_deadline(self) -> None:
         while sleepless_clock() < self._deadline:
@@ -106,19 +136,40 @@ class PipeLink:
 
 
 def main(descriptor: int) -> int:
-    """Do the job that comes over the channel; 0 when its outcome was said, whatever it is."""
-    link = PipeLink(Channel(socket.socket(fileno=descriptor)))
-    link.watch()
-    start = link.next_start()
-    link.report(Hello(job=start.job, token=start.token, pid=os.getpid()))
-    link.report(run(start, link))
-    return 0
+    """Do the jobs that come over the channel; 0 when the outcome of the last was said, whatever it is."""
+    pipe, handlers = Pipe(Channel(socket.socket(fileno=descriptor))), Handlers()
+    pipe.watch()
+    while True:
+        link = pipe.next_job()
+        start = link.start
+        _print_to(start.log_path)
+        link.report(Hello(job=start.job, token=start.token, pid=os.getpid()))
+        last_word = run(start, link, handlers)
+        stays = is_kept(start, last_word)
+        if stays:
+            pipe.rest(start.stay_seconds)
+        link.report(last_word)
+        if not stays:
+            return 0
 
 
-def run(start: Start, link: Link) -> Done | Failed:
+def is_kept(start: Start, last_word: Done | Failed) -> bool:
+    """Whether the runner waits for another job after its last word on this one; both ends go by this.
+
+    Not after anything that nobody foresaw, after trouble with memory, or when a person wants the job
+    off this host.
+    """
+    match last_word:
+        case Done(stopped=reason):
+            return start.stay_seconds > 0 and reason in KEPT_AFTER_STOP
+        case Failed(failure=failure):
+            return start.stay_seconds > 0 and failure is FailureClass.DIVERGED
+
+
+def run(start: Start, link: Link, handlers: Handlers) -> Done | Failed:
     """The last word on a job."""
     try:
-        done = choose_handler(start)(start, link)
+        done = handlers.choose(start)(start, link)
         if done.stopped is None:
             _mark_done(Path(start.work_dir), done)
         return done
@@ -139,17 +190,46 @@ def run(start: Start, link: Link) -> Done | Failed:
         return _failed(start, failure, f"{type(error).__name__}: {error}")
 
 
-def choose_handler(start: Start) -> Handler:
-    """The code for the kind of job, imported only now: MLX takes seconds."""
-    match start.spec:
-        case CountJob():
-            from graft_worker import counting
+class Handlers:
+    """The code for each kind of job, with what it keeps from one job to the next."""
 
-            return counting.count
-        case TrainJob():
-            from graft_worker.engine import training
+    def __init__(self) -> None:
+        self._train: Handler | None = None
 
-            return training.train
+    def choose(self, start: Start) -> Handler:
+        """The code for the kind of job, imported only now: MLX takes seconds."""
+        match start.spec:
+            case CountJob():
+                from graft_worker import counting
+
+                return counting.count
+            case TrainJob():
+                self._train = self._train or _training()
+                return self._train
+
+
+def _training() -> Handler:
+    from graft_worker.engine.resident import Resident
+    from graft_worker.engine.training import train
+
+    gc.freeze()  # what was imported stays: looking through it took a tenth of a second each time
+    return partial(train, resident=Resident())
+
+
+def _differ(message: Message, start: Start) -> bool:
+    return (message.job, message.token) != (start.job, start.token)
+
+
+def _print_to(path: str | None) -> None:
+    """From now on; what lies in the buffers of C libraries belongs to where it went before."""
+    if path is None:
+        return
+    ctypes.CDLL(None).fflush(None)
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for output in (sys.stdout, sys.stderr):
+        output.flush()
+        os.dup2(log, output.fileno())
+    os.close(log)
 
 
 def _mark_done(work_dir: Path, done: Done) -> None:

@@ -25,6 +25,7 @@ from graft_worker.attempt import Worker
 from graft_worker.host import describe, open_folder
 from graft_worker.live_host import LiveDevice, LiveHost
 from graft_worker.probe import probe
+from graft_worker.runners import Runners
 from graft_worker.tasks import register_tasks
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def _prepare(settings: Settings, redis: Redis) -> tuple[Worker, LiveHost]:
         quick=Transitions(quick),
         store=store,
         leaves=threading.Event(),
+        runners=Runners(settings.slots),
     )
     return worker, host
 
@@ -83,6 +85,7 @@ def _report(worker: Worker, host: LiveHost) -> None:
         if time.monotonic() - swept_at > SWEEP_SECONDS:
             worker.folder.forget_old_attempts()
             swept_at = time.monotonic()
+        worker.runners.tend()
         worker.info = host.now(worker.info)
         try:
             worker.transitions.host_beat(worker.info, worker.settings.heartbeat_seconds)
@@ -104,7 +107,10 @@ def _serve_queue(app: Any, worker: Worker) -> int:
         without_mingle=True,
         loglevel="INFO",
     )
-    celery_worker.start()
+    try:
+        celery_worker.start()
+    finally:
+        worker.runners.close()
     return int(celery_worker.exitcode or 0)
 
 
