@@ -21,7 +21,7 @@ def record(spec: TrainJob | CountJob) -> JobRecord:
         (
             *("demands", "request", "reserved_bytes", "started_at", "finished_at", "assignment"),
             *("stop_requested", "progress", "resume", "result", "failure", "adapter", "log"),
-            *("memory_limit", "above_bytes", "memory_text"),
+            *("memory_limit", "above_bytes", "memory_text", "pause_step"),
         )
     )
     known: dict[str, Any] = {"id": JobId("job1"), "spec": spec, "state": JobState.RUNNING, "token": Token(1)}
