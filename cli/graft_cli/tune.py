@@ -92,6 +92,7 @@ def tune(
         final=final_training(final=final, epochs=final_epochs, steps=final_steps),
     )
     what = read_search(search, space)
+    silence_optuna()
     with connect(redis_url) as client:
         handle = client.tune(job, what, name=study, warm_start=warm_start, **settings)
         if not as_json:
@@ -103,6 +104,13 @@ def tune(
         if as_json:
             out.json(handle.record().as_json())
     out.hint(f"`graft study show {handle.name}` shows how far it is, `graft ps` its trials as jobs")
+
+
+def silence_optuna() -> None:
+    """Its news of studies are ours to tell."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def study_settings(**given: Any) -> dict[str, Any]:

@@ -184,10 +184,7 @@ class Drive:
         ):
             return
         trial = self._now(trial)
-        step = trial.last_step
-        assert step is not None
-        loss = trial.intermediate_values[step]
-        why = f"its loss of {loss:.4g} at step {step} is worse than the median of the others there"
+        why = f"worse than the median of the others at step {trial.last_step}"
         telling.note(self._study, trial, **{telling.PRUNED: True, telling.WHY: why})
         self._jobs.prune(trial)
 
@@ -235,8 +232,7 @@ class Drive:
 
     def _prune(self, trial: FrozenTrial) -> None:
         """End a trial that waits at a rung."""
-        losses = trial.user_attrs[RUNG_LOSSES]
-        why = f"its loss of {losses[-1]:.4g} is not among the best third at rung {len(losses)}"
+        why = f"not among the best third at rung {len(trial.user_attrs[RUNG_LOSSES])}"
         telling.note(self._study, trial, **{telling.PRUNED: True, telling.WHY: why})
         self._jobs.prune(trial)
         job = self._jobs.read([trial])[trial.number]

@@ -76,12 +76,18 @@ def _importance(study: Study, results: StudyResults) -> Picture:
     found = importances(study)
     if isinstance(found, str):
         return Picture("importance", IMPORTANCE, found, None)
+    basis = (
+        f"of {found.trials} trials"
+        if found.step is None
+        else (f"of {found.trials} trials by what they reported at step {found.step}, as most were pruned")
+    )
     says = (
-        "How much each setting decided whether a trial was among the best (PED-ANOVA). "
+        f"How much each setting decided whether a trial was among the best (PED-ANOVA), {basis}. "
         "From a few dozen trials it is a hint, no proof."
     )
+    shares = found.shares
     return _picture(
-        "importance", IMPORTANCE, says, bool(found), NO_SETTING, lambda: draw_importance(results, found)
+        "importance", IMPORTANCE, says, bool(shares), NO_SETTING, lambda: draw_importance(results, shares)
     )
 
 

@@ -40,7 +40,7 @@ from graft_scheduler.studies.canvas import (
     log_ticks,
     ticks_of_choices,
 )
-from graft_scheduler.studies.importance import importances
+from graft_scheduler.studies.importance import Importance, importances
 from graft_scheduler.studies.outcomes import Outcome, Setting, StudyResults, shorten
 from graft_scheduler.studies.report import make_report, write_report
 from graft_scheduler.studies.report_page import duration
@@ -375,7 +375,7 @@ def test_without_a_completed_trial_the_page_says_so() -> None:
     assert page.facts()["best"] == "no trial has completed within the constraints yet"
     assert "curves.png" not in files
     assert "Not drawn: no trial has reported a value on its way." in page.of("p")
-    assert any("10 completed trials" in text and "there are 1" in text for text in page.of("p"))
+    assert any("10 trials that can be compared" in text and "there are 1" in text for text in page.of("p"))
     assert ink_of(files["history.png"]) > 0.01
 
 
@@ -518,9 +518,25 @@ def test_the_decisive_setting_is_the_most_important() -> None:
 
         found = importances(study)
 
-        assert isinstance(found, dict)
-        assert next(iter(found)) == "optimizer.learning_rate"
-        assert sum(found.values()) == pytest.approx(1.0)
+        assert isinstance(found, Importance)
+        assert next(iter(found.shares)) == "optimizer.learning_rate"
+        assert sum(found.shares.values()) == pytest.approx(1.0)
+        assert (found.trials, found.step) == (40, None)
+
+
+def test_where_most_trials_are_pruned_they_are_compared_at_the_step_that_most_came_to() -> None:
+    study = optuna.create_study()
+    for number in range(40):
+        lost = loss(settings(number))
+        reported = {step: lost + 1 / step for step in ((1, 2) if number % 10 else (1, 2, 6, 18))}
+        end = {"state": TrialState.PRUNED} if number % 10 else {"value": lost}
+        add(study, intermediate_values=reported, **end)
+
+    found = importances(study)
+
+    assert isinstance(found, Importance)
+    assert (found.trials, found.step) == (40, 2)
+    assert next(iter(found.shares)) == "optimizer.learning_rate"
 
 
 @pytest.mark.parametrize(
