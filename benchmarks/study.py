@@ -1,6 +1,6 @@
 """A study against the same settings by `mlx_lm.lora`, one after another, on the same machine.
 
-    python benchmarks/study.py [--quick] [--seeds N] [--service]
+    python benchmarks/study.py [--quick] [--seeds N] [--service] [--idle]
 
 A random Llama (4 blocks of 256) learns synthetic rows of skewed lengths. A study proposes settings at
 random (learning rate, rank, dropout); one worker trains them, first without pruning and then with
@@ -12,7 +12,8 @@ own, as a person's loop would. The best adapters are measured by one evaluator o
 of the next one's first step, over that of the first trial, from its placement; `best_loss_difference` is
 ours less theirs, of the pruned study. In full each trial of mlx-lm takes at least 20 times its own start,
 and figures are medians of five seeds: several hours. `--quick` has 8 short trials and one seed.
-`--service` measures the service alone at 2,000 trials instead.
+`--service` measures the service alone at 2,000 trials instead; `--idle` how long four workers of this
+machine stand still between two trials of a pruned study.
 
 On the CPU neither side compiles, and OpenBLAS is preloaded for both where it is installed. Explains itself on
 stderr; the last line of stdout is one JSON object.
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="how many studies; default 5, with --quick 1")
     parser.add_argument("--trials", type=int, help="of each study; default 24, with --quick 8")
     parser.add_argument("--service", action="store_true", help="only the service, at 2,000 trials")
+    parser.add_argument("--idle", action="store_true", help="only how long four workers stand still")
     parser.add_argument("--child", choices=["theirs", "evaluate"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
@@ -73,6 +75,8 @@ def main() -> None:
         os.environ["LD_PRELOAD"] = str(OPENBLAS)  # for all that is started from here
     if options.service:
         figures = service(500 if options.quick else 2000)
+    elif options.idle:
+        figures = idle(12 if options.quick else 24)
     else:
         count = options.seeds or (1 if options.quick else 5)
         trials = options.trials or (8 if options.quick else 24)
@@ -119,7 +123,49 @@ def one_seed(case: Case, seed: int, trials: int) -> dict[str, float]:
     return figures
 
 
-def run_study(client: Client, folder: Path, case: Case, seed: int, trials: int, pruner: str) -> StudyHandle:
+def idle(trials: int) -> dict[str, float]:
+    """Seconds between the end of one attempt on a worker and the claim of the next there."""
+    case = Case(2048, 2, "skewed", 18, 128)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, case, large=False)
+        server = RedisServer(folder / "redis")
+        server.start()
+        fleet = Fleet(folder, server, lease_seconds=60.0, claim_seconds=10.0)
+        try:
+            fleet.start_scheduler()
+            for number in range(4):
+                fleet.start_worker(f"w{number}")
+            fleet.wait_for_hosts(4)
+            client = fleet.client()
+            spans = spans_by_host(client, run_study(client, folder, case, 0, trials, "halving", parallel=4))
+        finally:
+            fleet.stop()
+            server.stop()
+    gaps = [after[0] - before[1] for one in spans.values() for before, after in pairwise(sorted(one))]
+    most = max(gaps)
+    say(
+        f"{len(gaps)} gaps on {len(spans)} workers: median {statistics.median(gaps):.2f} s, most {most:.2f} s"
+    )
+    return {"idle_seconds_median": round(statistics.median(gaps), 3), "idle_seconds_most": round(most, 3)}
+
+
+def spans_by_host(client: Client, handle: StudyHandle) -> dict[str, list[tuple[float, float]]]:
+    """From the claim to the end of every attempt."""
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for trial in handle.studies.trials(handle.record()):
+        began, host = 0.0, ""
+        for event in client.events(trial.user_attrs["job"]):
+            if event.name == "running":
+                began, host = event.at, event.data["host_name"]
+            elif event.name in {"paused", "completed"}:
+                spans.setdefault(host, []).append((began, event.at))
+    return spans
+
+
+def run_study(
+    client: Client, folder: Path, case: Case, seed: int, trials: int, pruner: str, parallel: int = 2
+) -> StudyHandle:
     """A study to its end."""
     job = TrainJob.model_validate(
         {
@@ -136,7 +182,7 @@ def run_study(client: Client, folder: Path, case: Case, seed: int, trials: int, 
         }
     )
     handle = client.tune(
-        job, SEARCH, name=pruner, trials=trials, parallel=2, sampler="random", pruner=pruner, seed=seed
+        job, SEARCH, name=pruner, trials=trials, parallel=parallel, sampler="random", pruner=pruner, seed=seed
     )
     handle.wait()
     return handle
