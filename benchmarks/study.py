@@ -12,8 +12,8 @@ own, as a person's loop would. The best adapters are measured by one evaluator o
 of the next one's first step, over that of the first trial, from its placement; `best_loss_difference` is
 ours less theirs, of the pruned study. In full each trial of mlx-lm takes at least 20 times its own start,
 and figures are medians of five seeds: several hours. `--quick` has 8 short trials and one seed.
-`--service` measures the service alone at 2,000 trials instead; `--idle` how long four workers of this
-machine stand still between two trials of a pruned study.
+`--service` measures the service alone at 2,000 trials instead; `--idle` how long a worker of four on this
+machine stands still while a trial waits for a host.
 
 On the CPU neither side compiles, and OpenBLAS is preloaded for both where it is installed. Explains itself on
 stderr; the last line of stdout is one JSON object.
@@ -124,7 +124,7 @@ def one_seed(case: Case, seed: int, trials: int) -> dict[str, float]:
 
 
 def idle(trials: int) -> dict[str, float]:
-    """Seconds between the end of one attempt on a worker and the claim of the next there."""
+    """Longest time in which one of four workers had nothing to do and a trial was queued."""
     case = Case(2048, 2, "skewed", 18, 128)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -138,29 +138,36 @@ def idle(trials: int) -> dict[str, float]:
                 fleet.start_worker(f"w{number}")
             fleet.wait_for_hosts(4)
             client = fleet.client()
-            spans = spans_by_host(client, run_study(client, folder, case, 0, trials, "halving", parallel=4))
+            handle = run_study(client, folder, case, 0, trials, "halving", parallel=4)
+            busy, queued = spans_of(client, handle)
         finally:
             fleet.stop()
             server.stop()
-    gaps = [after[0] - before[1] for one in spans.values() for before, after in pairwise(sorted(one))]
-    most = max(gaps)
-    say(
-        f"{len(gaps)} gaps on {len(spans)} workers: median {statistics.median(gaps):.2f} s, most {most:.2f} s"
-    )
-    return {"idle_seconds_median": round(statistics.median(gaps), 3), "idle_seconds_most": round(most, 3)}
+    gaps = [(before[1], after[0]) for one in busy.values() for before, after in pairwise(sorted(one))]
+    idle = [min(gap[1], wait[1]) - max(gap[0], wait[0]) for gap in gaps for wait in queued]
+    say(f"{len(gaps)} gaps on {len(busy)} workers; a trial was queued for at most {max(idle):.2f} s of one")
+    return {"idle_seconds": round(max(idle), 3)}
 
 
-def spans_by_host(client: Client, handle: StudyHandle) -> dict[str, list[tuple[float, float]]]:
-    """From the claim to the end of every attempt."""
-    spans: dict[str, list[tuple[float, float]]] = {}
+Span = tuple[float, float]
+
+
+def spans_of(client: Client, handle: StudyHandle) -> tuple[dict[str, list[Span]], list[Span]]:
+    """When each worker had a trial, and when each trial was queued."""
+    busy: dict[str, list[Span]] = {}
+    queued: list[Span] = []
     for trial in handle.studies.trials(handle.record()):
-        began, host = 0.0, ""
+        waits_since = began = 0.0
+        host = ""
         for event in client.events(trial.user_attrs["job"]):
-            if event.name == "running":
+            if event.name in {"submitted", "resumed"}:
+                waits_since = event.at
+            elif event.name == "running":
+                queued.append((waits_since, event.at))
                 began, host = event.at, event.data["host_name"]
             elif event.name in {"paused", "completed"}:
-                spans.setdefault(host, []).append((began, event.at))
-    return spans
+                busy.setdefault(host, []).append((began, event.at))
+    return busy, queued
 
 
 def run_study(
