@@ -60,6 +60,12 @@ class Adapted:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
+    def frozen_blocks(self) -> list[nn.Module]:
+        """Those below the first that has adapters, or that learns."""
+        every: list[nn.Module] = list(self.model.layers)
+        return every[: len(every) - len(self.blocks)]
+
+    @property
     def kind(self) -> tuple[Hashable, ...]:
         """What decides how they are computed, but for their rank and their numbers."""
         return self.method, self.modules, len(self.blocks), frozenset(self.dtypes.values())

@@ -12,6 +12,7 @@ from mlx import nn
 
 from graft_scheduler.hyperparameters import Batching
 from graft_worker.engine.batches import build
+from graft_worker.engine.below import VALIDATION, Reuse
 from graft_worker.engine.cutting import Budget, exact_cutter
 from graft_worker.engine.loss import SummedLoss
 from graft_worker.engine.rows import TokenRow
@@ -54,11 +55,13 @@ class Evaluator:
         rows: Sequence[TokenRow],
         budget: Budget,
         once: Once = lambda question, answer: answer(),
+        reuse: Reuse | None = None,
     ) -> None:
         self._model = model
         self._loss = loss
         self._rows = rows
         self._once = once
+        self._reuse = reuse
         self.cut(budget)
 
     def cut(self, budget: Budget) -> None:
@@ -88,6 +91,8 @@ class Evaluator:
             for micro_batch in self._batches:
                 between_batches()
                 batch = build(self._rows, micro_batch)
+                if self._reuse is not None:
+                    batch = self._reuse.extend(VALIDATION, micro_batch, batch)
                 loss += as_float(self._loss(batch.arrays))
                 tokens += batch.tokens
         finally:

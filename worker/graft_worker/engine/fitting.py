@@ -23,6 +23,9 @@ small jobs, and no estimate of a known model is wrong by that much."""
 CLOSE = 1.02
 """A measured peak within this factor of the budget's is taken to fit: it is measured, not guessed."""
 
+DOUBT = 1.1
+"""Peaks of jobs that were not tried are within a tenth of the estimate."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probed:
@@ -72,6 +75,16 @@ class Fitted:
     def is_tight(self) -> bool:
         """Even the smallest cut is expected to take more than there is."""
         return self.plan is not None and self.plan.peak_bytes > self.budget_bytes
+
+    @property
+    def spare_bytes(self) -> int:
+        """What the job is not expected to need of its budget: with less certainty if it was not tried."""
+        if self.plan is None:
+            return 0
+        needed = self.plan.peak_bytes * DOUBT
+        if self.probed is not None:
+            needed = max(self.plan.peak_bytes, self.probed.corrected_bytes)
+        return max(0, self.budget_bytes - round(needed))
 
     def facts(self) -> dict[str, object]:
         """For the record of the job."""

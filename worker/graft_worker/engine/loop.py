@@ -15,6 +15,7 @@ from graft_scheduler.recovery import CutReport
 from graft_scheduler.states import FailureClass, Phase, StopReason
 from graft_worker.engine.adapters import Adapted, Parameters
 from graft_worker.engine.batches import Batch, RowOrder, build
+from graft_worker.engine.below import TRAINING, Reuse
 from graft_worker.engine.checkpoints import CheckpointFolder, Snapshot, State
 from graft_worker.engine.cutting import Cutter
 from graft_worker.engine.device import active_bytes, cache_bytes, peak_bytes
@@ -91,6 +92,8 @@ class Loop:
         self._is_save_due = False
         self._first_step = 0
         self._began = time.monotonic()
+        self.reuse: Reuse | None = None
+        """What the frozen blocks make of micro-batches, where it is kept."""
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from `snapshot`.
@@ -223,6 +226,8 @@ class Loop:
 
     def _shrink(self, evaluator: Evaluator) -> None:
         """Compute half as much at once from here on: the same steps, cut smaller."""
+        if self.reuse is not None:
+            self.reuse.give_up()
         mx.clear_cache()
         cutter = shrunk(self.task.cutter, self.task.order)
         if cutter is None:
@@ -256,7 +261,8 @@ class Loop:
         for place, micro_batch in enumerate(self.task.cutter.cut(rows)):
             self._reporter.check_stop()
             key = micro_batch_key(self.task.spec.seed, self.state.step, place)
-            yield build(self.task.train_rows, micro_batch), key
+            batch = build(self.task.train_rows, micro_batch)
+            yield batch if self.reuse is None else self.reuse.extend(TRAINING, micro_batch, batch), key
 
     def _update(self, update: Update, step: StepGradient, rate: float) -> None:
         numbers = (mx.array(float(number)) for number in (step.tokens, step.norm, rate))

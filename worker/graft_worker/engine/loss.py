@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -13,6 +13,7 @@ from graft_scheduler.hyperparameters import LossKernel
 from graft_worker.engine import chunked
 from graft_worker.engine.adapters import Adapted, Parameters
 from graft_worker.engine.batches import Arrays
+from graft_worker.engine.below import BELOW, Below
 from graft_worker.engine.head import Captured, Head, captured, find_head
 from graft_worker.engine.packing import packed_caches
 from graft_worker.engine.scalars import as_float
@@ -54,10 +55,10 @@ def find_ending(adapted: Adapted, parameters: Parameters, asked: LossKernel, sam
     head = find_head(adapted.model)
     if head is None:
         return Ending(None, "the model ends in a way that is not known here")
-    expected = _loss_and_gradient(plain_loss(adapted.model), adapted, parameters, sample)
+    expected = loss_and_gradient(plain_loss(adapted.model), adapted, parameters, sample)
     with captured(head) as capture:
         loss = _chunked(adapted, head, capture)
-        found = _loss_and_gradient(loss.training, adapted, parameters, sample)
+        found = loss_and_gradient(loss.training, adapted, parameters, sample)
         assert capture.hidden is not None
         dtype = capture.hidden.dtype
         problem = _difference(expected, found, dtype)
@@ -66,38 +67,40 @@ def find_ending(adapted: Adapted, parameters: Parameters, asked: LossKernel, sam
 
 
 @contextmanager
-def token_loss(adapted: Adapted, ending: Ending) -> Iterator[TokenLoss]:
+def token_loss(adapted: Adapted, ending: Ending, below: Below | None = None) -> Iterator[TokenLoss]:
     """The loss of `adapted`: in chunks, where `ending` has a head.
+
+    Micro-batches may bring what the blocks `below` make of them.
 
     While the context lasts, the model itself may compute no logits any more.
     """
     if ending.head is None:
-        plain = plain_loss(adapted.model)
+        plain = plain_loss(adapted.model, below)
         yield TokenLoss(LossKernel.PLAIN, plain, plain, ending.problem)
         return
     with captured(ending.head) as capture:
-        yield _chunked(adapted, ending.head, capture)
+        yield _chunked(adapted, ending.head, capture, below)
 
 
-def plain_loss(model: nn.Module) -> SummedLoss:
+def plain_loss(model: nn.Module, below: Below | None = None) -> SummedLoss:
     """All logits of a micro-batch at once."""
 
     def loss(arrays: Arrays) -> mx.array:
-        logits = _call(model, arrays).astype(mx.float32)
+        logits = _call(model, arrays, below).astype(mx.float32)
         losses = nn.losses.cross_entropy(logits, arrays["targets"])
         return mx.where(arrays["learned"], losses, 0.0).sum()
 
     return loss
 
 
-def _chunked(adapted: Adapted, head: Head, capture: Captured) -> TokenLoss:
+def _chunked(adapted: Adapted, head: Head, capture: Captured, below: Below | None = None) -> TokenLoss:
     vocabulary = _vocabulary(head)
     learns = bool(head.module.trainable_parameters())
     make = chunked.with_head_gradient if learns else chunked.with_gradient
 
     def over(kernel: chunked.SummedLoss) -> SummedLoss:
         def loss(arrays: Arrays) -> mx.array:
-            _call(adapted.model, arrays)
+            _call(adapted.model, arrays, below)
             assert capture.hidden is not None  # the head was called: `find_head` saw it happen
             slots = arrays["slots"]
             used, places = slots >= 0, mx.maximum(slots, 0)
@@ -111,10 +114,11 @@ def _chunked(adapted: Adapted, head: Head, capture: Captured) -> TokenLoss:
     )
 
 
-def _call(model: nn.Module, arrays: Arrays) -> mx.array:
+def _call(model: nn.Module, arrays: Arrays, below: Below | None) -> mx.array:
     documents = arrays.get("documents")
     cache = {} if documents is None else {"cache": packed_caches(len(model.layers), documents)}
-    logits: mx.array = model(arrays["inputs"], **cache)
+    with below.given(arrays.get(BELOW)) if below else nullcontext():
+        logits: mx.array = model(arrays["inputs"], **cache)
     return logits
 
 
@@ -122,7 +126,7 @@ def _vocabulary(head: Head) -> int:
     return int(head.module.weight.shape[0])
 
 
-def _loss_and_gradient(
+def loss_and_gradient(
     loss: SummedLoss, adapted: Adapted, parameters: Parameters, sample: Arrays
 ) -> list[mx.array]:
     """The value and the gradient with respect to what the last blocks' adapters or weights are."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from graft_scheduler.jobs import TrainJob
+from graft_worker.engine.below import Kept
 from graft_worker.engine.dataset import Dataset
 from graft_worker.engine.device import forget
 from graft_worker.engine.loading import Base
@@ -33,7 +34,11 @@ class Resident:
         self._pristine: Pristine | None = None
         self._data_name: Name | None = None
         self._dataset: Dataset | None = None
+        self._jobs = 0
+        """That had this data set."""
         self._answers: dict[Hashable, Any] = {}
+        self.kept = Kept()
+        """Of the base's frozen blocks."""
 
     @contextmanager
     def lent(self) -> Iterator[float]:
@@ -64,9 +69,11 @@ class Resident:
         """The same for the rows that `spec` trains on, after its base."""
         name = data_name(spec)
         if self._dataset is not None and name == self._data_name:
+            self._jobs += 1
             return self._dataset
-        self._dataset = None
+        self._dataset, self._jobs = None, 1
         self._answers.clear()
+        self.kept.clear()
         dataset = load()
         if name is not None and self._base is not None:
             self._data_name, self._dataset = name, dataset
@@ -79,9 +86,15 @@ class Resident:
         found: T = self._answers[question]
         return found
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether base and data set served another job before, as they do in a study."""
+        return self._jobs > 1
+
     def _let_go(self) -> None:
         held = self._base is not None
         self._base = self._pristine = self._dataset = None
         self._answers.clear()
+        self.kept.clear()
         if held:
             forget()

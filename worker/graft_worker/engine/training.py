@@ -18,6 +18,7 @@ from graft_scheduler.recovery import MemoryLimit
 from graft_scheduler.states import FailureClass, Phase, StopReason
 from graft_worker.engine.adapters import Adapted, adapter_config, attach
 from graft_worker.engine.batches import Arrays, build_alone, plan_order
+from graft_worker.engine.below import LEAST_SHARE, TRAINING, VALIDATION, Below, Reuse
 from graft_worker.engine.checkpoints import CheckpointFolder, read_checkpoint
 from graft_worker.engine.compilation import CompilePlan
 from graft_worker.engine.cutting import exact_cutter, plan_cutter
@@ -44,7 +45,7 @@ from graft_worker.engine.reports import Reporter, Stopped
 from graft_worker.engine.resident import Resident
 from graft_worker.engine.rows import TokenRow, digest
 from graft_worker.engine.saving import Saved, save_adapter
-from graft_worker.engine.trying import computing, tried
+from graft_worker.engine.trying import computing, tried, try_below
 from graft_worker.link import JobError, Link
 from graft_worker.probe import read_device
 from graft_worker.tracking.link import TrackedLink, tracked
@@ -113,7 +114,9 @@ def _train(
     loop = Loop(task, checkpoints, reporter, start.trained_seconds, start.pause_step)
     _resume(start, loop, checkpoints)
     loop.settle()
-    with token_loss(adapted, _ending(loop, resident)) as loss:
+    below = Below(adapted.frozen_blocks)
+    ending = _ending(loop, resident)
+    with below.passed(), token_loss(adapted, ending, below) as loss:
         facts = _facts(base, task, dataset, loss, fitted)
         if start.memory_limit is not None:
             facts["memory_limit"] = start.memory_limit.model_dump(mode="json")
@@ -132,12 +135,14 @@ def _train(
             fitted = again
             reporter.shrunk(loop.state.step, task.cut)
         reporter.log(describe(fitted), "warning" if fitted.is_tight else "info")
+        loop.reuse = _reuse(job, loop, loss, below, fitted)
         evaluator = Evaluator(
             base.model,
             loss.evaluation,
             task.valid_rows,
             task.cutter.budget,
             lambda question, answer: resident.once((loss.kernel, *question), answer),
+            loop.reuse,
         )
         stopped = _run(loop, loss, evaluator, reporter)
         saved = _choose(loop, checkpoints)
@@ -145,6 +150,7 @@ def _train(
         if stopped is None and spec.adapter.rank == "auto":
             cut = cut_ranks(task, saved.parameters, loss, evaluator, reporter)
             facts |= {"rank": cut.rank, "kept_ranks": cut.kept, "uncut_loss": cut.full_loss}
+    facts["below"] = {"blocks": len(below.blocks), "kept_bytes": resident.kept.held_bytes}
     facts["cut"] = loop.task.cut.model_dump(mode="json")  # it may have been shrunk
     result = _result(loop, saved.loss if cut is None else cut.loss, saved.step, facts, fitted)
     if stopped is not None:
@@ -215,6 +221,26 @@ def _ending(loop: Loop, resident: Resident) -> Ending:
         ("ending", *task.adapted.kind, asked),
         lambda: find_ending(task.adapted, loop.parameters, asked, _sample(task.train_rows)),
     )
+
+
+def _reuse(job: _Job, loop: Loop, loss: TokenLoss, below: Below, fitted: Fitted) -> Reuse | None:
+    """Keeps what the blocks `below` make of micro-batches, if that is worth its memory and some is left."""
+    adapted, resident = job.adapted, job.resident
+    spare_bytes = fitted.spare_bytes
+    resident.kept.limit(spare_bytes)
+    is_worth_it = len(below.blocks) >= LEAST_SHARE * len(adapted.model.layers)
+    if not is_worth_it or not spare_bytes:
+        return None
+    sample = _sample(loop.task.train_rows)
+    question = ("below", *adapted.kind, loss.kernel)
+    token_bytes = resident.once(question, lambda: try_below(loop, loss, below, sample))
+    if token_bytes is None:
+        return None
+    if fitted.plan is not None:
+        hold_to(min(fitted.plan.estimate.peak_bytes + spare_bytes, fitted.budget_bytes))
+    # A job alone sees its validation rows again and again, but each micro-batch of training only once.
+    rows = {TRAINING, VALIDATION} if resident.is_shared else {VALIDATION}
+    return Reuse(below, resident.kept, loss.evaluation, token_bytes, rows)
 
 
 def _checkpoint_folder(start: Start, task: Task, base: Base, resident: Resident) -> CheckpointFolder:
@@ -328,7 +354,7 @@ def _choose(loop: Loop, checkpoints: CheckpointFolder) -> Saved:
 
 def _result(loop: Loop, loss: float | None, step: int, facts: dict[str, Any], fitted: Fitted) -> TrainResult:
     """`loss` is that of the adapter, whose state is that of `step`."""
-    state = loop.state
+    state, predicted = loop.state, fitted.predicted_bytes
     return TrainResult(
         steps=state.step,
         initial_loss=state.initial_loss,
@@ -344,7 +370,7 @@ def _result(loop: Loop, loss: float | None, step: int, facts: dict[str, Any], fi
         tokens_per_second=loop.work.tokens_per_second,
         padding_share=loop.work.padding_share,
         peak_memory_bytes=peak_bytes(),
-        predicted_peak_bytes=fitted.predicted_bytes,
+        predicted_peak_bytes=None if predicted is None else predicted + facts["below"]["kept_bytes"],
         first_step_seconds=loop.first_step_seconds,
         facts=facts,
     )

@@ -10,13 +10,14 @@ import mlx.core as mx
 
 from graft_worker.engine.activations import frugal_activations
 from graft_worker.engine.batches import Arrays, MicroBatch, build
-from graft_worker.engine.device import is_gpu, peak_of
+from graft_worker.engine.below import BELOW, Below
+from graft_worker.engine.device import is_gpu, is_out_of_memory, peak_of
 from graft_worker.engine.dropout import micro_batch_key
 from graft_worker.engine.evaluation import Evaluator
 from graft_worker.engine.fitting import Fitted, correct
 from graft_worker.engine.gradients import GradientOfSum
 from graft_worker.engine.loop import Loop, Task
-from graft_worker.engine.loss import TokenLoss
+from graft_worker.engine.loss import TokenLoss, loss_and_gradient
 from graft_worker.engine.recompute import recomputed
 from graft_worker.engine.reports import Reporter
 from graft_worker.engine.resident import Resident
@@ -47,7 +48,13 @@ def tried(loop: Loop, loss: TokenLoss, fitted: Fitted, reporter: Reporter, resid
         task.cutter.budget,
         len(task.valid_rows),
     )
-    in_training, in_evaluation = resident.once(question, lambda: _peaks(loop, loss, dearest, reporter))
+    held = resident.kept.held_bytes  # counted by itself
+
+    def measure() -> tuple[int, int]:
+        in_training, in_evaluation = _peaks(loop, loss, dearest, reporter)
+        return in_training - held, in_evaluation - held
+
+    in_training, in_evaluation = resident.once(question, measure)
     return correct(fitted, in_training, in_evaluation, dearest.height, dearest.width, min(2, len(batches)))
 
 
@@ -57,6 +64,25 @@ def computing(task: Task) -> Iterator[None]:
     blocks = task.adapted.blocks if task.recomputes else ()
     with recomputed(blocks), frugal_activations(task.adapted.model):
         yield
+
+
+def try_below(loop: Loop, loss: TokenLoss, below: Below, sample: Arrays) -> float | None:
+    """Bytes a token that the blocks `below` make; nothing where loss or gradient differ in any bit without
+    them.
+    """
+    adapted, parameters = loop.task.adapted, loop.parameters
+    try:
+        hidden = below.outputs(lambda: loss.evaluation(sample))
+        if hidden is None:
+            return None
+        expected = loss_and_gradient(loss.training, adapted, parameters, sample)
+        found = loss_and_gradient(loss.training, adapted, parameters, {**sample, BELOW: hidden})
+    except Exception as error:  # a model's own code, called in another way than it was written for
+        if is_out_of_memory(error):
+            raise
+        return None
+    is_same = all(mx.array_equal(one, other).item() for one, other in zip(expected, found, strict=True))
+    return hidden.nbytes / sample["inputs"].size if is_same else None
 
 
 def _peaks(loop: Loop, loss: TokenLoss, dearest: MicroBatch, reporter: Reporter) -> tuple[int, int]:
