@@ -9,8 +9,16 @@ import typer
 
 from graft_cli.options import AsJson, RedisUrl, Timeout, connect
 from graft_cli.output import out
+from graft_cli.tune import silence_optuna
 
 app = typer.Typer(help="See, stop, resume and export studies.", rich_markup_mode=None, no_args_is_help=True)
+
+
+@app.callback()
+def study() -> None:
+    """See, stop, resume and export studies."""
+    silence_optuna()
+
 
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study's name, or a beginning that no other has.")

@@ -225,10 +225,11 @@ class Client(Reader):
         """Queue a failed or cancelled job again; it goes on from its newest checkpoint.
 
         Raises:
-            Conflict: it is neither failed nor cancelled.
+            Conflict: it is neither failed nor cancelled, or is a study's trial.
         """
         with self._reached():
             full = self._full_id(job_id)
+            _refuse_trial(self.get(full))
             self._transitions.retry(full, current_user())
         record = self.get(full)
         self._broker().announce_waiting([(full, record.token, record.spec.kind, record.spec.submitter)])
@@ -356,10 +357,10 @@ class Client(Reader):
 
 
 def _refuse_trial(record: JobRecord) -> None:
-    """A study pauses its trials, and lets them go on, by itself."""
+    """A study pauses its trials, lets them go on and tries them again by itself."""
     study = record.spec.labels.get("study")
     if study is not None and "trial" in record.spec.labels:
         raise Conflict(
-            f"job {record.id} is a trial of study {study}, which pauses and resumes it; "
+            f"job {record.id} is a trial of study {study}, which decides when it runs; "
             f"`graft study stop {study}` pauses all of it"
         )

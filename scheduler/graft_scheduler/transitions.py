@@ -168,6 +168,7 @@ class Transitions:
         *,
         kind: str | None = None,
         pause_step: int | None = None,
+        leader: str = "",
     ) -> None:
         """Accept a job: from here on it is never lost.
 
@@ -176,6 +177,7 @@ class Transitions:
 
         Raises:
             Conflict: the id exists.
+            Fenced: it is submitted for a scheduler that does not lead.
         """
         shown = request.demands if demands is None else demands
         accepted = self._run(
@@ -183,10 +185,12 @@ class Transitions:
             [
                 *(job_id, dump_job(spec), kind or spec.kind, spec.submitter, spec.priority),
                 *(_dump_demands(shown), request.store_id, request.model_dump_json()),
-                "" if pause_step is None else pause_step,
+                *("" if pause_step is None else pause_step, leader),
             ],
             job=job_id,
         )
+        if accepted == 2:
+            raise Fenced(f"job {job_id} was not submitted: another scheduler leads")
         if not accepted:
             raise Conflict(f"job {job_id} exists already")
 
@@ -266,35 +270,39 @@ class Transitions:
         Raises:
             NotFound, Conflict: there is no such job, or it has ended.
         """
-        state = self._ask("cancel", job_id, by, StopReason.CANCEL, "cancelled", "cancelling")
+        state = self._ask("cancel", job_id, by, StopReason.CANCEL, "cancelled", "cancelling", "")
         if state.is_terminal:
             raise Conflict(f"job {job_id} is {state.value} already; there is nothing to cancel")
         return state
 
-    def prune(self, job_id: JobId, by: str) -> JobState:
+    def prune(self, job_id: JobId, by: str, leader: str = "") -> JobState:
         """End a trial that others have left behind, as `cancel`; the state before, which may be an ended one.
 
         Raises:
             NotFound: there is no such job.
         """
-        return self._ask("cancel", job_id, by, StopReason.PRUNE, "pruned", "pruning")
+        return self._ask("cancel", job_id, by, StopReason.PRUNE, "pruned", "pruning", leader)
 
-    def pause(self, job_id: JobId, by: str) -> JobState:
+    def pause(self, job_id: JobId, by: str, leader: str = "") -> JobState:
         """Take a job that waits out of the queue, or ask its runner to stop with a checkpoint; the state
         before. One that has ended, or is about to, stays as it is.
 
         Raises:
             NotFound: there is no such job.
         """
-        return self._ask("pause", job_id, by)
+        return self._ask("pause", job_id, by, leader)
 
-    def resume(self, job_id: JobId, by: str, pause_step: int | Literal["same"] | None = "same") -> JobState:
+    def resume(
+        self, job_id: JobId, by: str, pause_step: int | Literal["same"] | None = "same", leader: str = ""
+    ) -> JobState:
         """Queue a paused job again; the state before. It pauses next at `pause_step`, or never.
+
+        With `leader` nothing is done, here and in the two before, unless that scheduler leads.
 
         Raises:
             NotFound: there is no such job.
         """
-        return self._ask("resume", job_id, by, "" if pause_step is None else pause_step)
+        return self._ask("resume", job_id, by, "" if pause_step is None else pause_step, leader)
 
     def retry(self, job_id: JobId, by: str) -> None:
         """Queue an ended job again.

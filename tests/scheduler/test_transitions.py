@@ -248,7 +248,7 @@ def test_a_request_said_again_gets_the_answer_it_had(transitions: Transitions, r
     transitions.submit(JOB, spec, asks(None))
     assert redis.zcard(keys.QUEUE) == 1
 
-    arguments = [JOB, "me", "one request", "cancel", "cancelled", "cancelling"]
+    arguments = [JOB, "me", "one request", "cancel", "cancelled", "cancelling", ""]
     for _ in range(2):
         assert transitions._run("cancel", arguments, job=JOB) == "queued"
     assert event_names(redis).count("cancelled") == 1
@@ -810,3 +810,20 @@ def check_consistency(redis: Redis, job: JobId, committed: set[JobId]) -> None:
     }
     assert [home for home, is_there in homes.items() if is_there] == ([state] if state in homes else [])
     assert (job in committed) == (state in {JobState.PLACED, JobState.RUNNING})
+
+
+def test_a_scheduler_that_does_not_lead_any_more_moves_no_trial(
+    transitions: Transitions, redis: Redis
+) -> None:
+    leader = lead(transitions)
+    submit(transitions)
+    redis.set(keys.LEADER, "another:9", ex=60)
+    assert transitions.pause(JOB, "study", leader) is JobState.QUEUED
+    assert transitions.prune(JOB, "study", leader) is JobState.QUEUED
+    assert record(redis).state is JobState.QUEUED
+    transitions.pause(JOB, "me")
+    assert transitions.resume(JOB, "study", None, leader) is JobState.PAUSED
+    assert record(redis).state is JobState.PAUSED
+    with pytest.raises(Fenced):
+        transitions.submit(JobId("job2"), CountJob(), asks(1), leader=leader)
+    assert not redis.exists(keys.job(JobId("job2")))

@@ -1,10 +1,14 @@
 -- End a job at once, or ask its runner to stop.
--- ARGV: job, who asks, request, why (cancel|prune), the event of its end, the event of the question
+-- ARGV: job, who asks, request, why (cancel|prune), the event of its end, the event of the question,
+--       who must lead or ''
 -- Returns the state it was in.
 local job = ARGV[1]
 local before = answered(ARGV[3])
 if before then
   return before
+end
+if is_stale(ARGV[7]) then
+  return redis.call('HGET', JOB, 'state')
 end
 local state = redis.call('HGET', JOB, 'state')
 local now = now_ms()

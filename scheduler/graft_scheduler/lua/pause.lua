@@ -1,10 +1,13 @@
 -- Pause a job that waits, or ask its runner to; not one that is about to end.
--- ARGV: job, who asks, request
+-- ARGV: job, who asks, request, who must lead or ''
 -- Returns the state it was in.
 local job = ARGV[1]
 local before = answered(ARGV[3])
 if before then
   return before
+end
+if is_stale(ARGV[4]) then
+  return redis.call('HGET', JOB, 'state')
 end
 local state = redis.call('HGET', JOB, 'state')
 local now = now_ms()

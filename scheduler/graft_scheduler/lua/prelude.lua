@@ -153,6 +153,11 @@ local function holds(token, nonce)
   return held[1] == 'running' and held[2] == token and held[3] == nonce
 end
 
+-- Whether the caller acts for a scheduler that does not lead any more; '' acts for nobody.
+local function is_stale(leader)
+  return leader ~= '' and redis.call('GET', LEADER) ~= leader
+end
+
 -- A request that is said again, because its answer was lost, gets the answer it had.
 local function answered(request)
   if redis.call('HGET', JOB, 'asked') == request then

@@ -1,11 +1,14 @@
 -- Queue a paused job again; it goes on from its checkpoint. One that is asked to pause gives its host back
 -- and is queued.
--- ARGV: job, who asks, request, step to pause at next, '' for none, or 'same'
+-- ARGV: job, who asks, request, step to pause at next, '' for none, or 'same', who must lead or ''
 -- Returns the state it was in.
 local job = ARGV[1]
 local before = answered(ARGV[3])
 if before then
   return before
+end
+if is_stale(ARGV[5]) then
+  return redis.call('HGET', JOB, 'state')
 end
 local held = redis.call('HMGET', JOB, 'state', 'stop')
 local state = held[1]

@@ -1,10 +1,13 @@
 -- Accept a job: record, queue and event in one step.
 -- ARGV: job, spec (JSON), kind, submitter, priority, bytes by backend (JSON) or '', store id,
---       request: all that placement must know (JSON), step to pause at or ''
--- Returns 1, or 0 when the id exists and is another job's.
+--       request: all that placement must know (JSON), step to pause at or '', who must lead or ''
+-- Returns 1, 0 when the id exists and is another job's, 2 when another leads.
 local job = ARGV[1]
 if redis.call('EXISTS', JOB) == 1 then
   return redis.call('HGET', JOB, 'spec') == ARGV[2] and 1 or 0
+end
+if is_stale(ARGV[10]) then
+  return 2
 end
 local now = now_ms()
 local score = ARGV[5] * 1e13 + redis.call('INCR', SEQUENCE)

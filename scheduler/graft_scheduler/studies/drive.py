@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from graft_scheduler import fleet
+from graft_scheduler import fleet, keys
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.records import JobRecord
 from graft_scheduler.states import FailureClass, JobId, JobState
@@ -18,7 +18,16 @@ from graft_scheduler.studies import telling
 from graft_scheduler.studies.best import best_trial
 from graft_scheduler.studies.final import final_job
 from graft_scheduler.studies.ladder import Ladder
-from graft_scheduler.studies.proposals import OURS, RUNG_LOSSES, complete, enqueue, propose, values_of
+from graft_scheduler.studies.proposals import (
+    AGAIN,
+    RUNG_LOSSES,
+    START,
+    begin_trial,
+    complete,
+    enqueue,
+    is_ours,
+    values_of,
+)
 from graft_scheduler.studies.record import StudyRecord, StudyRecords, StudyState, trial_job
 from graft_scheduler.studies.spec import SamplerName, check_packages
 from graft_scheduler.studies.storage import StudyStorage
@@ -27,10 +36,10 @@ from graft_scheduler.studies.weak import is_weak
 
 logger = logging.getLogger(__name__)
 
-START, AGAIN = "start", "again_of"
-"""User attributes: place among the settings that are tried first; number of the trial that lost its hosts."""
 HOPELESS = 5
 """When all of the first so many trials fail, no more is begun."""
+MOST_BEGUN = 20
+"""Trials in one round, so that other studies have their turn: doubles could be begun without end."""
 
 
 class Drive:
@@ -47,28 +56,28 @@ class Drive:
         self._jobs = TrialJobs(record, record.known, fleet)
         self._settings: dict[int, str] = {}
         """Of trials that have all of them."""
+        self._first_with: dict[str, FrozenTrial] | None = None
+        """By settings, the first trial that has them and has not failed; of this round."""
         self._noted: dict[int, int] = {}
         """The rung whose loss is written, by trial."""
 
-    def round(self, record: StudyRecord) -> None:
-        """Do what is due now, with the record as it is now.
+    def round(self, record: StudyRecord) -> bool:
+        """Do what is due now, with the record as it is now; whether there will be more to do.
 
         Raises:
             Fenced: another scheduler leads.
             Unreachable: Redis does not answer.
         """
-        self._record = record
+        self._record, self._first_with = record, None
         if record.state is StudyState.STOPPING:
-            self._stop()
-            return
+            return self._stop()
         try:
             check_packages(self._spec.sampler)
         except InvalidInput as error:
-            self._end(StudyState.FAILED, str(error))
-            return
+            return self._end(StudyState.FAILED, str(error))
         self._enqueue_first()
         on_their_way, waiting = self._follow()
-        self._advance(on_their_way, waiting)
+        return self._advance(on_their_way, waiting)
 
     # --- what has happened
 
@@ -91,8 +100,8 @@ class Drive:
                 self._report(trial, job)
                 self._prune_if_weak(trial)
             elif _has_come_to_its_rung(job):
-                waiting.add(trial.number)
-                self._note_rung(trial, job)
+                if self._note_rung(trial, job):
+                    waiting.add(trial.number)
             else:  # somebody paused the study, and it goes on
                 on_their_way += 1
                 self._jobs.resume(job)
@@ -101,7 +110,11 @@ class Drive:
     def _submit(self, trial: FrozenTrial) -> bool:
         """Submit the job of a trial that has none, with all its settings; whether it is on its way now."""
         if set(trial.params) < set(self._spec.space.parameters):
-            complete(self._study, self._spec, trial._trial_id)
+            try:
+                complete(self._study, self._spec, trial._trial_id)
+            except InvalidInput as error:
+                telling.tell_failed(self._study, trial, str(error), FailureClass.CONFIG)
+                return False
             trial = self._now(trial)
         if (twin := self._twin(trial)) is not None:
             telling.note(self._study, trial, **{telling.DUPLICATE_OF: twin.number})
@@ -117,10 +130,12 @@ class Drive:
 
     def _twin(self, trial: FrozenTrial) -> FrozenTrial | None:
         """An earlier trial with the same settings, unless it failed."""
-        found = self._trials(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
-        settings = self._settings_of(trial)
-        same = (one for one in found if one.number < trial.number and self._settings_of(one) == settings)
-        return next(same, None)
+        if self._first_with is None:
+            self._first_with = {}
+            for one in self._trials(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED):
+                self._first_with.setdefault(self._settings_of(one), one)
+        first = self._first_with.setdefault(self._settings_of(trial), trial)
+        return first if first.number < trial.number else None
 
     def _settings_of(self, trial: FrozenTrial) -> str:
         if trial.number not in self._settings:
@@ -148,61 +163,65 @@ class Drive:
 
     def _tell(self, trial: FrozenTrial, job: JobRecord) -> None:
         self._report(trial, job)
+        is_lost = job.failure is not None and job.failure.failure is FailureClass.HOST
+        if job.state is JobState.FAILED and is_lost and AGAIN not in trial.user_attrs:
+            self._enqueue_again(trial)
         telling.tell_ended(self._study, self._now(trial), job, self._spec)
         self._jobs.forget(trial)
         told = self._now(trial)
-        logger.info(
-            "study %s: trial %d is told as %s", self._record.name, told.number, told.state.name.lower()
-        )
-        is_lost = told.user_attrs.get(telling.FAILURE) == FailureClass.HOST and AGAIN not in told.user_attrs
-        if told.state is TrialState.FAIL and is_lost:
-            self._enqueue_again(told)
+        name = told.state.name.lower()
+        logger.info("study %s: trial %d is told as %s", self._record.name, told.number, name)
 
-    def _note_rung(self, trial: FrozenTrial, job: JobRecord) -> None:
-        """Write the loss at the rung, once."""
+    def _note_rung(self, trial: FrozenTrial, job: JobRecord) -> bool:
+        """Write the loss at the rung, once; whether the trial may go on from there."""
         assert job.pause_step is not None
         if self._noted.get(trial.number) == job.pause_step:
-            return
-        self._noted[trial.number] = job.pause_step
+            return True
         losses = list(trial.user_attrs.get(RUNG_LOSSES, []))
         assert job.result is not None
         loss = job.result.final_loss
         if loss is None:  # nothing to compare it by; its job ends, and then it has failed
             self._jobs.prune(trial)
-            return
-        if len(losses) > self._jobs.rungs_of(trial).index(job.pause_step):
-            return
-        self._report(trial, job)
-        trial = self._now(trial)
-        telling.report(self._study, trial, job.pause_step, loss)
-        telling.note(self._study, trial, **{RUNG_LOSSES: [*losses, loss]})
+            return False
+        if len(losses) <= self._jobs.rungs_of(trial).index(job.pause_step):
+            self._report(trial, job)
+            telling.report(self._study, self._now(trial), job.pause_step, loss)
+            telling.note(self._study, self._now(trial), **{RUNG_LOSSES: [*losses, loss]})
+        if why := telling.constrain(self._study, self._now(trial), job.result, self._spec):
+            self._prune(self._now(trial), why)
+            return False
+        self._noted[trial.number] = job.pause_step
+        return True
 
     def _prune_if_weak(self, trial: FrozenTrial) -> None:
         """Stop a running trial that the median pruner, or the patient one, gives up."""
-        if telling.PRUNED in trial.user_attrs or not is_weak(
-            self._study, self._now(trial), self._spec.pruner
-        ):
+        if trial.user_attrs.get(telling.PRUNED):  # whoever noted it may have died before it said so
+            self._jobs.prune(trial)
             return
         trial = self._now(trial)
-        why = f"worse than the median of the others at step {trial.last_step}"
-        telling.note(self._study, trial, **{telling.PRUNED: True, telling.WHY: why})
-        self._jobs.prune(trial)
+        if is_weak(self._study, trial, self._spec.pruner):
+            why = f"worse than the median of the others at step {trial.last_step}"
+            telling.note(self._study, trial, **{telling.PRUNED: True, telling.WHY: why})
+            self._jobs.prune(trial)
 
     # --- what comes next
 
-    def _advance(self, on_their_way: int, waiting: set[int]) -> None:
-        """Prune, promote and begin trials as far as they may be on their way at once; end the study.
+    def _advance(self, on_their_way: int, waiting: set[int]) -> bool:
+        """Prune, promote and begin trials as far as they may be on their way at once, or end the study;
+        whether there will be more to do.
 
         New trials come first, so that promotions are of the best of many; where time is limited they come
         last, so that the best have come to their ends by then.
         """
         trials = {one.number: one for one in self._trials()}
-        last = len(trials) if self._is_over(list(trials.values())) else self._record.trials
-        unborn = range(len(trials), last)
+        left = 0 if self._is_over(list(trials.values())) else self._record.trials - _counted(trials.values())
+        next_number = len(self._everything())
+        unborn = range(next_number, next_number + left)
         verdict = self._ladder.judge(list(trials.values()), waiting, unborn)
         for number in verdict.pruned:
-            self._prune(trials[number])
-        free, left = self._spec.parallel - on_their_way, len(unborn)
+            rung = len(trials[number].user_attrs[RUNG_LOSSES])
+            self._prune(trials[number], f"not among the best third at rung {rung}")
+        free = self._spec.parallel - on_their_way
         is_hasty = self._record.until is not None
         if not is_hasty:
             free, left = self._begin(free, left)
@@ -212,16 +231,17 @@ class Drive:
             self._promote(trials[number])
         if is_hasty:
             _, left = self._begin(free - len(promoted), left)
-        if not left and not self._trials(TrialState.RUNNING):
-            self._finish()
+        return left > 0 or bool(self._trials(TrialState.RUNNING)) or self._finish()
 
     def _begin(self, free: int, left: int) -> tuple[int, int]:
         """Begin trials; how many places and how many trials are left."""
-        while free > 0 and left > 0:
-            trial = propose(self._study, self._spec)
-            free -= self._submit(self._storage.get_trial(trial._trial_id))
+        for _ in range(MOST_BEGUN):
+            if free <= 0 or left <= 0:
+                return free, left
+            free -= self._submit(self._storage.get_trial(begin_trial(self._study)))
             left -= 1
-        return free, left
+        self._redis.lpush(keys.STUDY_WAKE, 1)  # the others without delay
+        return 0, left
 
     def _is_over(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether no trial begins any more, though there could be more."""
@@ -230,9 +250,8 @@ class Drive:
             return True
         return self._record.until is not None and fleet.redis_now(self._redis) >= self._record.until
 
-    def _prune(self, trial: FrozenTrial) -> None:
+    def _prune(self, trial: FrozenTrial, why: str) -> None:
         """End a trial that waits at a rung."""
-        why = f"not among the best third at rung {len(trial.user_attrs[RUNG_LOSSES])}"
         telling.note(self._study, trial, **{telling.PRUNED: True, telling.WHY: why})
         self._jobs.prune(trial)
         job = self._jobs.read([trial])[trial.number]
@@ -261,7 +280,7 @@ class Drive:
             values = values_of(trial.params, self._spec.space)
             enqueue(self._study, self._spec, values, **{AGAIN: trial.number})
 
-    def _stop(self) -> None:
+    def _stop(self) -> bool:
         """Pause what is on its way; once nothing is, the study is stopped."""
         running = self._trials(TrialState.RUNNING)
         jobs = self._jobs.read([one for one in running if telling.DUPLICATE_OF not in one.user_attrs])
@@ -269,36 +288,46 @@ class Drive:
         moving = [one for one in live if one.state is not JobState.PAUSED]
         for job in moving:
             self._jobs.pause(job)
-        if not moving:
-            self._end(StudyState.STOPPED, self._record.why)
+        return bool(moving) or self._end(StudyState.STOPPED, self._record.why)
 
-    def _finish(self) -> None:
+    def _finish(self) -> bool:
+        """End the study, once the final training has ended too where there is one."""
         trials = self._trials()
         whole = [one for one in trials if one.state is TrialState.COMPLETE]
         best = best_trial(trials)
         if not whole:
-            self._end(StudyState.FAILED, _why_nothing_came(trials))
-        elif best is None:
-            self._end(StudyState.FAILED, f"none of its {len(whole)} whole trials is within the limits")
-        elif len(self._study.directions) > 1:
-            self._end(StudyState.FINISHED, "")
-        else:
-            self._end(StudyState.FINISHED, "", final_job=self._final(best))
+            return self._end(StudyState.FAILED, _why_nothing_came(trials))
+        if best is None:
+            return self._end(StudyState.FAILED, f"none of its {len(whole)} whole trials is within the limits")
+        if len(self._study.directions) > 1:
+            return self._end(StudyState.FINISHED, "")
+        final = self._spec.final
+        if final is not None and (final.epochs is not None or final.steps is not None):
+            return self._train_finally(best)
+        number = best.user_attrs.get(telling.DUPLICATE_OF, best.number)
+        return self._end(StudyState.FINISHED, "", final_job=trial_job(self._record.number, number))
 
-    def _final(self, best: FrozenTrial) -> JobId:
-        """The job whose adapter is the result: the best trial's, or a longer one that is submitted now."""
+    def _train_finally(self, best: FrozenTrial) -> bool:
+        """Train the best settings for longer, and end the study with that."""
         record, spec = self._record, self._spec
-        if spec.final is None or (spec.final.epochs is None and spec.final.steps is None):
-            return trial_job(record.number, best.user_attrs.get(telling.DUPLICATE_OF, best.number))
-        job_id = JobId(f"s{record.number}final{record.trials}")
-        job = final_job(spec, record.name, values_of(best.params, spec.space))
-        self._jobs.submit_job(job_id, job, job.kind)
-        return job_id
+        job_id = JobId(f"s{record.number}final{best.number}")
+        found = self._jobs.read_job(job_id)
+        if found is None:
+            job = final_job(spec, record.name, values_of(best.params, spec.space))
+            self._jobs.submit_job(job_id, job, job.kind)
+        if found is None or not found.state.is_terminal:
+            return True
+        if found.state is JobState.COMPLETED:
+            return self._end(StudyState.FINISHED, "", final_job=job_id)
+        why = found.failure.text if found.failure else "it was cancelled"
+        return self._end(StudyState.FAILED, f"the final training, job {job_id}: {why}")
 
-    def _end(self, state: StudyState, why: str, **fields: str | int) -> None:
-        before = (StudyState.ACTIVE, StudyState.STOPPING)
-        self._records.change(self._record.number, state, before, why, **fields)
+    def _end(self, state: StudyState, why: str, **fields: str | int) -> bool:
+        """Change the state, unless somebody has changed it meanwhile. There is no more to do."""
+        before = StudyState.STOPPING if state is StudyState.STOPPED else StudyState.ACTIVE
+        self._records.change(self._record.number, state, (before,), why, **fields)
         logger.info("study %s is %s%s", self._record.name, state.value, f": {why}" if why else "")
+        return False
 
     # --- what is there
 
@@ -312,7 +341,7 @@ class Drive:
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials that are ours, in order."""
         found = self._storage.get_all_trials(self._record.number, False, states or None)
-        return [one for one in found if OURS in one.user_attrs]
+        return [one for one in found if is_ours(one)]
 
 
 def _has_come_to_its_rung(job: JobRecord) -> bool:
@@ -320,12 +349,22 @@ def _has_come_to_its_rung(job: JobRecord) -> bool:
     return job.pause_step is not None and job.result is not None and job.result.steps >= job.pause_step
 
 
+def _counted(trials: Iterable[FrozenTrial]) -> int:
+    """Trials of those that the study is to have; one that was lost with its hosts is tried once more."""
+    return sum(
+        one.user_attrs.get(telling.FAILURE) != FailureClass.HOST or AGAIN in one.user_attrs for one in trials
+    )
+
+
 def _why_nothing_came(trials: Sequence[FrozenTrial]) -> str:
-    """Why no trial came to its end, with the first reason of all."""
-    reasons = [
-        (one.number, str(one.user_attrs[telling.WHY])) for one in trials if telling.WHY in one.user_attrs
-    ]
-    first = f"; the first, trial {reasons[0][0]}: {reasons[0][1]}" if reasons else ""
-    failed = sum(one.state is TrialState.FAIL for one in trials)
-    what = f"all of its {len(trials)} trials failed" if failed == len(trials) else "no trial came to its end"
-    return what + first
+    """Why no trial came to its end, with the first failure's reason."""
+    failed = [one for one in trials if one.state is TrialState.FAIL]
+    what = (
+        f"all of its {len(trials)} trials failed"
+        if len(failed) == len(trials)
+        else "no trial came to its end"
+    )
+    for one in [*failed, *trials]:
+        if why := one.user_attrs.get(telling.WHY):
+            return f"{what}; the first, trial {one.number}: {why}"
+    return what

@@ -19,8 +19,9 @@ from redis.exceptions import RedisError
 
 from graft_scheduler import keys
 from graft_scheduler.broker import Broker
-from graft_scheduler.errors import Fenced, GraftError
+from graft_scheduler.errors import Fenced, GraftError, Unreachable
 from graft_scheduler.studies.drive import Drive
+from graft_scheduler.studies.journal import LogLost
 from graft_scheduler.studies.record import StudyRecords, StudyState
 from graft_scheduler.studies.storage import StudyStorage
 from graft_scheduler.studies.trial_jobs import Fleet
@@ -48,7 +49,7 @@ class StudyDriver:
         self._redis, self._leader = redis, leader
         self._records = StudyRecords(redis, self._lead)
         self._storage = StudyStorage(url, self._lead)
-        self._fleet = Fleet(redis, transitions, broker)
+        self._fleet = Fleet(redis, transitions, broker, self._lead)
         self._drives: dict[int, Drive] = {}
         self._broken: dict[int, int] = {}
 
@@ -59,17 +60,17 @@ class StudyDriver:
         while not stop.is_set():
             try:
                 if self._leader() is None:
-                    self._forget()
+                    self._forget_all()
                     stop.wait(ROUND_SECONDS)
                     continue
                 self.round()
                 self._redis.blpop([keys.STUDY_WAKE], timeout=ROUND_SECONDS)
             except Fenced:
-                self._forget()
+                self._forget_all()
                 stop.wait(ROUND_SECONDS)
             except (RedisError, GraftError) as error:
                 logger.warning("the studies wait: %s", error)
-                self._forget()
+                self._forget_all()
                 stop.wait(ROUND_SECONDS)
 
     def round(self) -> None:
@@ -85,8 +86,11 @@ class StudyDriver:
             try:
                 self._drive(number)
                 self._broken.pop(number, None)
-            except (RedisError, GraftError):
+            except (RedisError, Fenced, Unreachable):
                 raise
+            except LogLost as error:  # opened again, it goes on from what is left
+                logger.warning("study %d: %s", number, error)
+                self._forget(number)
             except Exception as error:  # what is wrong with one study must not stop the others
                 logger.exception("study %d: this round failed", number)
                 self._give_up(number, error)
@@ -99,20 +103,24 @@ class StudyDriver:
         if drive is None:
             drive = self._drives[number] = Drive(record, self._storage, self._records, self._fleet)
             logger.info("study %s: driving it", record.name)
-        drive.round(record)
-        if not record.state.is_at_work:
-            del self._drives[number]
+        if not drive.round(record):
+            self._forget(number)
 
     def _give_up(self, number: int, error: Exception) -> None:
-        self._drives.pop(number, None)
+        self._forget(number)
         self._broken[number] = self._broken.get(number, 0) + 1
         if self._broken[number] >= TIMES_BROKEN:
             why = f"the scheduler cannot drive it: {type(error).__name__}: {error}"
             self._records.change(number, StudyState.FAILED, (StudyState.ACTIVE, StudyState.STOPPING), why)
 
-    def _forget(self) -> None:
+    def _forget_all(self) -> None:
         """Whoever leads meanwhile changes the state: it is read anew."""
-        self._drives.clear()
+        for number in list(self._drives):
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        self._drives.pop(number, None)
+        self._storage.forget(number)
 
     def _lead(self) -> str:
         return self._leader() or "nobody"

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 from redis import Redis
 
 from graft_scheduler import fleet
+from graft_scheduler.complaints import explain
 from graft_scheduler.errors import Conflict, InvalidInput, JobFailed, NotFound, Unreachable
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.redis_connection import reachable
 from graft_scheduler.store import Store
-from graft_scheduler.studies.best import best_trial
-from graft_scheduler.studies.proposals import OURS, values_of
-from graft_scheduler.studies.record import StudyRecord, StudyRecords, StudyState
+from graft_scheduler.studies.best import best_trial, is_feasible
+from graft_scheduler.studies.journal import LogLost
+from graft_scheduler.studies.proposals import is_ours, values_of
+from graft_scheduler.studies.record import StudyRecord, StudyRecords, StudyState, trial_job
 from graft_scheduler.studies.space import Value
+from graft_scheduler.studies.spec import StudySpec
 from graft_scheduler.studies.storage import StudyStorage
+from graft_scheduler.studies.telling import DUPLICATE_OF
 from graft_scheduler.studies.tuning import Search, new_name, prepare_study
+from graft_scheduler.transitions import Transitions
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -91,8 +98,14 @@ class Studies:
 
     def trials(self, record: StudyRecord) -> list[FrozenTrial]:
         """Its trials so far, in order; those that somebody else asked Optuna for are left out."""
-        found = self.storage.get_all_trials(record.number, deepcopy=False)
-        return [one for one in found if OURS in one.user_attrs]
+        try:
+            found = self.storage.get_all_trials(record.number, deepcopy=False)
+        except LogLost:
+            self.storage.forget(record.number)
+            found = self.storage.get_all_trials(record.number, deepcopy=False)
+        except KeyError:  # it was accepted just now, and has no log yet
+            return []
+        return [one for one in found if is_ours(one)]
 
     def best(self, record: StudyRecord) -> FrozenTrial | None:
         """The whole trial with the smallest first objective that is within the limits."""
@@ -105,9 +118,10 @@ class Studies:
             Conflict: none is whole yet.
         """
         record = self.get(name)
-        whole = [one for one in self.trials(record) if one.state is TrialState.COMPLETE]
+        ended = (one for one in self.trials(record) if one.state is TrialState.COMPLETE and is_feasible(one))
+        whole = [one for one in ended if DUPLICATE_OF not in one.user_attrs]
         if not whole:
-            raise Conflict(f"study {record.name} has no whole trial to begin with")
+            raise Conflict(f"study {record.name} has no whole trial within its limits to begin with")
         best = sorted(whole, key=lambda one: (one.values[0], one.number))
         return [values_of(one.params, record.spec.space) for one in best[:WARM_TRIALS]]
 
@@ -134,6 +148,7 @@ class Studies:
         """
         record = self.get(name)
         wanted = record.trials if trials is None else trials
+        _check_more(record, wanted)
         done = len(self.trials(record))
         if trials is not None and trials < done:
             raise InvalidInput(f"`trials` is {trials}, and study {record.name} has {done} already")
@@ -161,7 +176,19 @@ class Studies:
         record = self.get(name)
         if record.state.is_at_work:
             raise Conflict(f"study {record.name} is {record.state.value}; stop it first")
-        self.storage.delete_study(record.number)
+        transitions = Transitions(self._redis)
+        for trial in self.trials(record):
+            if not trial.state.is_finished() and DUPLICATE_OF not in trial.user_attrs:
+                with suppress(NotFound):
+                    transitions.prune(trial_job(record.number, trial.number), "study rm")
+        self.storage.delete(record.number, record.name)
+
+
+def _check_more(record: StudyRecord, trials: int) -> None:
+    try:
+        StudySpec.model_validate({**record.spec.model_dump(), "trials": trials})
+    except ValidationError as error:
+        raise InvalidInput(explain(error, tuple(StudySpec.model_fields))) from error
 
 
 @dataclass(frozen=True, slots=True)

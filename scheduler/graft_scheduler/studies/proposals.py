@@ -34,48 +34,108 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from graft_scheduler.errors import InvalidInput
 from graft_scheduler.studies.space import Parameter, Range, Space, Value
 from graft_scheduler.studies.spec import SamplerName, StudySpec
 
 OURS = "graft"
 """User attribute of the trials that the driver made or took: only those are its own to train and to tell."""
+FIXED = "fixed_params"
+"""Optuna's system attribute of settings that were enqueued."""
 RUNG_LOSSES = "rung_losses"
 """User attribute: validation losses at the rungs that the trial has come to, the lowest first."""
 
 
-def propose(study: Study, spec: StudySpec) -> Trial:
-    """A new trial with all its settings; one that somebody has enqueued comes first.
+START, AGAIN = "start", "again_of"
+"""User attributes of settings that the driver enqueued: their place among those that are tried first, or
+the number of the trial that lost its hosts with them."""
 
-    If this process dies within, the trial lacks some of them; `complete` gives it the same.
-    """
+
+def is_ours(trial: FrozenTrial) -> bool:
+    """Whether the driver is to train and to tell the trial: not one that waits, or is somebody else's."""
+    if trial.state is TrialState.WAITING:
+        return False
+    # Whoever dies between taking an enqueued trial and saying so leaves it to the next.
+    return OURS in trial.user_attrs or START in trial.user_attrs or AGAIN in trial.user_attrs
+
+
+def begin_trial(study: Study) -> int:
+    """The id of a new trial, which lacks its settings yet; one that somebody has enqueued comes first."""
     storage = study._storage
     for waiting in storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,)):
-        storage.set_trial_user_attr(waiting._trial_id, OURS, True)
         if storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
-            return complete(study, spec, waiting._trial_id)
+            storage.set_trial_user_attr(waiting._trial_id, OURS, True)
+            return waiting._trial_id
     template = create_trial(state=TrialState.RUNNING, user_attrs={OURS: True})
-    return complete(study, spec, storage.create_new_trial(study._study_id, template_trial=template))
+    return storage.create_new_trial(study._study_id, template_trial=template)
+
+
+def propose(study: Study, spec: StudySpec) -> Trial:
+    """A new trial with all its settings.
+
+    If this process dies within, the trial lacks some of them; `complete` gives it the same.
+
+    Raises:
+        InvalidInput: somebody enqueued settings that cannot be.
+    """
+    return complete(study, spec, begin_trial(study))
 
 
 def enqueue(study: Study, spec: StudySpec, values: Mapping[str, Value], **marks: int) -> None:
     """Let these settings be tried next, under user attributes; in one write."""
     fixed = {name: _encoded(value, spec.space.parameters[name]) for name, value in values.items()}
-    template = create_trial(
-        state=TrialState.WAITING, system_attrs={"fixed_params": fixed}, user_attrs=dict(marks)
-    )
+    template = create_trial(state=TrialState.WAITING, system_attrs={FIXED: fixed}, user_attrs=dict(marks))
     study._storage.create_new_trial(study._study_id, template_trial=template)
 
 
 def complete(study: Study, spec: StudySpec, trial_id: int) -> Trial:
-    """The trial of this id, with the settings that it still lacks."""
-    number = study._storage.get_trial_number_from_id(trial_id)
-    study = Study(study.study_name, _AsSampled(study._storage), make_sampler(spec, number))  # type: ignore[arg-type]
-    trial = optuna.Trial(study, trial_id)
+    """The trial of this id, with the settings that it still lacks.
+
+    Raises:
+        InvalidInput: somebody enqueued settings that cannot be.
+    """
+    storage = study._storage
+    found = storage.get_trial(trial_id)
+    fixed = _fixed(found, spec)
+    if fixed != found.system_attrs.get(FIXED, {}):
+        storage.set_trial_system_attr(trial_id, FIXED, fixed)
+    if set(fixed) < set(spec.space.parameters):
+        sampler = make_sampler(spec, found.number)
+    else:  # nothing is drawn, and no point of a grid is used up
+        sampler = RandomSampler(seed=found.number)
+    seen = Study(study.study_name, _AsSampled(storage), sampler)  # type: ignore[arg-type]
+    trial = optuna.Trial(seen, trial_id)
     _ = trial.relative_params  # what is drawn together is drawn first, and kept
     for name, distribution in distributions_of(spec.space).items():
-        study.sampler = make_sampler(spec, number, name)  # what is drawn alone does not depend on the others
+        if name not in fixed:
+            seen.sampler = make_sampler(spec, found.number, name)  # it does not depend on the others
         trial._suggest(name, distribution)
     return trial
+
+
+def _fixed(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
+    """The enqueued settings of a trial, as the space has them: people write choices as they are."""
+    distributions = distributions_of(spec.space)
+    found: dict[str, Any] = {}
+    for name, value in trial.system_attrs.get(FIXED, {}).items():
+        distribution = distributions.get(name)
+        if distribution is None:
+            raise InvalidInput(f"`{name}` was enqueued, and is not in the search space")
+        text = json.dumps(value)
+        is_new = isinstance(distribution, CategoricalDistribution) and value not in distribution.choices
+        found[name] = text if is_new else value
+        if not _contains(distribution, found[name]):
+            raise InvalidInput(f"`{name}` was enqueued as {text}, which the search space has not")
+    if found and len(found) < len(distributions) and spec.sampler is SamplerName.GRID:
+        raise InvalidInput("settings enqueued for a grid must be all of the space's")
+    return found
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and distribution._contains(distribution.to_internal_repr(value))
 
 
 def values_of(params: Mapping[str, Any], space: Space) -> dict[str, Value]:
@@ -107,7 +167,7 @@ def make_sampler(spec: StudySpec, number: int, setting: str = "") -> BaseSampler
         case SamplerName.GP:
             return GPSampler(seed=seed, n_startup_trials=_startup(spec))
         case SamplerName.CMAES:
-            return CmaEsSampler(seed=seed, n_startup_trials=_startup(spec))
+            return CmaEsSampler(seed=seed, n_startup_trials=_startup(spec), consider_pruned_trials=True)
         case SamplerName.TPE:
             return TPESampler(seed=seed, n_startup_trials=_startup(spec))
 

@@ -65,7 +65,7 @@ class StudyRecord:
         spec = StudySpec.model_validate_json(fields["spec"])
         created = int(fields["created_at"]) / 1000
         until = float(fields["until"]) if fields.get("until") else None
-        if until is None and spec.seconds is not None:
+        if "until" not in fields and spec.seconds is not None:
             until = created + spec.seconds
         ended = fields.get("ended_at")
         return cls(

@@ -1,7 +1,7 @@
 """Successive halving with promotion: at each rung the better trials go on, and the others stay. Pure.
 
 After Li et al., "A System for Massively Parallel Hyperparameter Tuning" (arXiv 1810.05934); here a trial
-that cannot be promoted any more is pruned at once. A driver that begins all trials before it promotes
+that will not be promoted any more is pruned at once. A driver that begins all trials before it promotes
 any, and promotes from lower rungs first, gets the synchronous algorithm. Hyperband (Li et al., JMLR
 2018) runs several such brackets, which begin to prune later and later.
 """
@@ -49,6 +49,10 @@ class Climber:
             return len(self.losses) > rung
         return len(self.losses) > rung + 1
 
+    def is_past(self, rung: int) -> bool:
+        """Whether it was sent on from there and has come to rest for good."""
+        return self.has_passed(rung) and self.standing in {Standing.LEFT, Standing.ENDED}
+
     def waits_at(self, rung: int) -> bool:
         return self.standing is Standing.WAITS and len(self.losses) == rung + 1
 
@@ -91,7 +95,8 @@ def judge(climbers: Sequence[Climber], rungs: int, unborn: int) -> Verdict:
     """Who goes on and who is pruned, in one bracket; `unborn` trials of it are still to come.
 
     While more may come to a rung, the best third of those that came may go on; once none can come, the best
-    third of all. Whoever is not among the best third even if no better one comes any more is pruned.
+    third of all. Whoever is not among the best third even if no better one comes any more is pruned, but for
+    as many as may take the places of those that went on and may yet fail.
     """
     promoted: list[tuple[int, ...]] = []
     pruned: set[int] = set()
@@ -101,15 +106,18 @@ def judge(climbers: Sequence[Climber], rungs: int, unborn: int) -> Verdict:
         waiting = {one.number for one in climbers if one.waits_at(rung)}
         passed = sum(one.has_passed(rung) for one in climbers)
         places = max(1, arrivals // REDUCTION)
-        is_open = unborn > 0 or any(_may_come(one, rung) for one in climbers if one.number not in pruned)
+        is_open = unborn > 0 or any(_will_come(one, rung, promoted) for one in climbers)
         best = len(here) // REDUCTION if is_open else places
         going = [n for rank, (_, n) in enumerate(here) if n in waiting and rank < best]
-        pruned |= {n for rank, (_, n) in enumerate(here) if n in waiting and rank >= places}
+        spare = max(0, places - sum(one.is_past(rung) for one in climbers))
+        pruned |= {n for rank, (_, n) in enumerate(here) if n in waiting and rank >= places + spare}
         promoted.append(tuple(going))
         arrivals = max(places, passed + len(going))
     return Verdict(tuple(promoted), tuple(sorted(pruned)))
 
 
-def _may_come(one: Climber, rung: int) -> bool:
-    """Whether the trial may still come to that rung."""
-    return one.standing in {Standing.CLIMBS, Standing.WAITS} and len(one.losses) <= rung
+def _will_come(one: Climber, rung: int, promoted: Sequence[tuple[int, ...]]) -> bool:
+    """Whether the trial is on its way to that rung, or may go there now."""
+    if len(one.losses) > rung:
+        return False
+    return one.standing is Standing.CLIMBS or any(one.number in numbers for numbers in promoted)

@@ -197,7 +197,10 @@ def _parameter(name: str, path: str, what: object) -> Parameter:
         if isinstance(what, Mapping):
             return _range(name, dict(what), kinds)
         if isinstance(what, Sequence):
-            return Choices(values=tuple(_frozen(value) for value in what))
+            # YAML has 1e-5 as a text.
+            is_number = bool(kinds & {int, float})
+            values = (_value(one) if isinstance(one, str) and is_number else one for one in what)
+            return Choices(values=tuple(_frozen(value) for value in values))
         return Choices.model_validate({"values": (what,)})
     except ValidationError as error:
         raise InvalidInput(f"the search space of `{name}`: {explain(error, ())}") from error
@@ -212,9 +215,10 @@ def _from_text(name: str, text: str, kinds: frozenset[type]) -> Parameter:
         return _range(name, {**numbers, "log": text.startswith("log:")}, kinds)
     if text.startswith("["):
         try:
-            return Choices(values=tuple(_frozen(value) for value in json.loads(text)))
+            values = json.loads(text)
         except ValueError as error:
             raise InvalidInput(f"the search space of `{name}` is {text!r}, no JSON list: {error}") from error
+        return Choices(values=tuple(_frozen(value) for value in values))
     return Choices(values=tuple(_value(part.strip()) for part in text.split(",")))
 
 
@@ -224,6 +228,10 @@ def _range(name: str, given: dict[str, Any], kinds: frozenset[type]) -> Range:
     whole = float not in kinds
     for key in ("low", "high", "step"):
         number = given.get(key)
+        if isinstance(number, (int, float)) and not math.isfinite(number):
+            raise InvalidInput(
+                f"the search space of `{name}` has {key} {number}, which is no number; {GRAMMAR}"
+            )
         if whole and isinstance(number, (int, float)) and number != int(number):
             raise InvalidInput(f"the search space of `{name}` has {number:g}; it takes whole numbers")
     return Range.model_validate({**given, "whole": whole})

@@ -86,7 +86,7 @@ class StudySpec(Spec):
     """A search for the best settings of one fine-tune."""
 
     version: Literal[1] = 1
-    name: str = Field(min_length=1, max_length=200)
+    name: str = Field(min_length=1, max_length=150)
     base: TrainJob
     space: Space
     trials: int = Field(ge=1, le=100_000)
@@ -115,6 +115,11 @@ class StudySpec(Spec):
                 f"`pruner` is {self.pruner.value}, and there are {len(self.objectives)} objectives: Optuna "
                 "prunes by one only; set `pruner` to none"
             )
+        if len(self.objectives) > 1 and self.final is not None:
+            raise ValueError(
+                f"`final` is set, and there are {len(self.objectives)} objectives: of a Pareto front none is "
+                "the best; leave it out, and train the one you choose with `graft train`"
+            )
         if self.pruner is not PrunerName.NONE and self.objectives[0] is not Objective.LOSS:
             raise ValueError(
                 f"`pruner` is {self.pruner.value}, and a trial's {self.objectives[0].value} is known at its "
@@ -132,6 +137,11 @@ class StudySpec(Spec):
                 raise ValueError(
                     f"`trials` is {self.trials}, and the grid has {points} points; give at most that"
                 )
+        if self.sampler is SamplerName.GP and self.pruner in {PrunerName.HALVING, PrunerName.HYPERBAND}:
+            raise ValueError(
+                f"`sampler` is gp, which learns from whole trials only, and `pruner` is {self.pruner.value}, "
+                "which leaves few; set `pruner` to median or none"
+            )
         if self.sampler is SamplerName.CMAES:
             names = [name for name, one in self.space.parameters.items() if isinstance(one, Choices)]
             if names:

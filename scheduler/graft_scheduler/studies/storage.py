@@ -82,7 +82,14 @@ class StudyStorage(BaseStorage):
             self._studies.setdefault(number, _Study(number, journal))
 
     def delete_study(self, study_id: int) -> None:
-        name = self.get_study_name_from_id(study_id)
+        self.delete(study_id, self.get_study_name_from_id(study_id))
+
+    def delete(self, study_id: int, name: str) -> None:
+        """Forget a study, its record and its name; one whose log is missing too.
+
+        Raises:
+            KeyError: there is none of that name and number.
+        """
         where = [keys.STUDIES, keys.study_log(study_id), keys.study_writers(study_id)]
         where += [keys.study(study_id), keys.STUDIES_ACTIVE]
         with reachable(self._url):
@@ -129,6 +136,11 @@ class StudyStorage(BaseStorage):
             study._study_id = number
             found.append(study)
         return found
+
+    def forget(self, number: int) -> None:
+        """Read the study's log anew when it is next asked for."""
+        with self._lock:
+            self._studies.pop(number, None)
 
     # --- trials
 

@@ -83,6 +83,24 @@ def note(study: Study, trial: FrozenTrial, **attributes: Any) -> None:
             study._storage.set_trial_user_attr(trial._trial_id, name, value)
 
 
+def constrain(study: Study, trial: FrozenTrial, result: TrainResult, spec: StudySpec) -> str:
+    """Note by how much limits are exceeded, where they are; which ones, in words."""
+    limits = spec.constraints
+    over: dict[str, float] = {}
+    if limits.peak_memory_bytes is not None and result.peak_memory_bytes is not None:
+        over[Objective.PEAK_MEMORY] = float(result.peak_memory_bytes - limits.peak_memory_bytes)
+    if limits.seconds is not None:
+        over[Objective.SECONDS] = result.training_seconds - limits.seconds
+    exceeded = {name: excess for name, excess in over.items() if excess > 0}
+    for name, excess in exceeded.items():
+        if name not in trial.constraints:
+            _live(study, trial).set_constraint(name, excess)
+    why = " and ".join(f"{name} is above the limit" for name in exceeded)
+    if why:
+        note(study, trial, **{WHY: why})
+    return why
+
+
 def saved_loss(result: TrainResult, spec: TrainJob) -> float | None:
     """Validation loss of the adapter that the job left, in nats."""
     if spec.adapter.rank == "auto" and result.perplexity is not None:
@@ -105,23 +123,10 @@ def _tell_complete(study: Study, trial: FrozenTrial, result: TrainResult, job: A
     if len(known) < len(values):
         tell_failed(study, trial, f"the job did not say its {spec.objectives[values.index(None)].value}")
         return
-    _constrain(study, trial, result, spec)
+    if trial.user_attrs.get(PRUNED):  # it came to its end before it heard
+        note(study, trial, **{PRUNED: False, WHY: ""})
+    constrain(study, trial, result, spec)
     study.tell(trial.number, known)
-
-
-def _constrain(study: Study, trial: FrozenTrial, result: TrainResult, spec: StudySpec) -> None:
-    """Note by how much the limits were exceeded; nothing or less is feasible."""
-    limits = spec.constraints
-    over: dict[str, float] = {}
-    if limits.peak_memory_bytes is not None and result.peak_memory_bytes is not None:
-        over[Objective.PEAK_MEMORY] = float(result.peak_memory_bytes - limits.peak_memory_bytes)
-    if limits.seconds is not None:
-        over[Objective.SECONDS] = result.training_seconds - limits.seconds
-    for name, excess in over.items():
-        if name not in trial.constraints:
-            _live(study, trial).set_constraint(name, excess)
-    if texts := [f"{name} is above the limit" for name, excess in over.items() if excess > 0]:
-        note(study, trial, **{WHY: " and ".join(texts)})
 
 
 def _note_job(study: Study, trial: FrozenTrial, job: JobRecord) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ class Fleet:
     redis: Redis
     transitions: Transitions
     broker: Broker
+    leader: Callable[[], str]
+    """For whom it is that trials are told what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,13 @@ class TrialJobs:
         request = submission.request(self._known.store_id)
         try:
             self._fleet.transitions.submit(
-                job_id, submission.spec, request, submission.demands, kind=kind, pause_step=pause_step
+                job_id,
+                submission.spec,
+                request,
+                submission.demands,
+                kind=kind,
+                pause_step=pause_step,
+                leader=self._fleet.leader(),
             )
         except Conflict:
             return
@@ -105,6 +113,11 @@ class TrialJobs:
     def read(self, trials: Sequence[FrozenTrial]) -> dict[int, JobRecord | None]:
         """Their records by number; nothing for those that have none."""
         return dict(zip((one.number for one in trials), self._read(trials), strict=True))
+
+    def read_job(self, job_id: JobId) -> JobRecord | None:
+        """The record of any job, if there is one."""
+        fields: Any = self._fleet.redis.hgetall(keys.job(job_id))
+        return JobRecord.parse(job_id, fields) if fields else None
 
     def paused(self, trial: FrozenTrial) -> JobRecord:
         """The record of a trial that was paused when it was last read."""
@@ -129,16 +142,16 @@ class TrialJobs:
 
     def resume(self, job: JobRecord, pause_step: int | Literal["same"] | None = "same") -> None:
         """Let a paused job go on, up to `pause_step` or to its end."""
-        self._fleet.transitions.resume(job.id, BY, pause_step)
+        self._fleet.transitions.resume(job.id, BY, pause_step, self._fleet.leader())
         self._fleet.broker.announce_waiting([(job.id, job.token, KIND, job.spec.submitter)])
 
     def pause(self, job: JobRecord) -> None:
         """Ask a job to give its host back."""
-        self._fleet.transitions.pause(job.id, BY)
+        self._fleet.transitions.pause(job.id, BY, self._fleet.leader())
 
     def prune(self, trial: FrozenTrial) -> None:
         """End a trial's job, at once or at its next step."""
-        self._fleet.transitions.prune(self.id_of(trial), BY)
+        self._fleet.transitions.prune(self.id_of(trial), BY, self._fleet.leader())
 
     def _read(self, trials: Sequence[FrozenTrial]) -> Iterator[JobRecord | None]:
         """One that has been paused since it was last read is not read again."""

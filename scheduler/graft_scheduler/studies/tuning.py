@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import random
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +36,8 @@ from graft_scheduler.studies.spec import PrunerName, StudySpec, check_packages
 
 NAME_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 DEFAULT_TRIALS = 24
+MOST_COMBINATIONS = 128
+"""Of values that are tried together before a study begins."""
 ATTENTION = ("q_proj", "v_proj")
 """What LoRA adapted first (Hu et al., arXiv 2106.09685), beside all linear layers."""
 
@@ -167,12 +172,34 @@ def _check_with_base(spec: StudySpec, known: Known) -> None:
                 raise InvalidInput(
                     f"the search space of `{name}` has {json.dumps(value)}: {error}"
                 ) from error
+    _check_together(spec, known)
     every, steps = spec.base.evaluation.every, known.steps(spec.base)
     if spec.pruner in {PrunerName.MEDIAN, PrunerName.PATIENT} and every is not None and every >= steps:
         raise InvalidInput(
             f"`pruner` is {spec.pruner.value}, and the job evaluates every {every} of {steps} steps: nothing "
             "is known before its end; lower `evaluation.every`, or set `pruner` to none"
         )
+
+
+def _check_together(spec: StudySpec, known: Known) -> None:
+    """Refuse values that do not fit each other: all combinations of ends and values, or some of many."""
+    values = {
+        name: one.ends if isinstance(one, Range) else one.values
+        for name, one in spec.space.parameters.items()
+    }
+    count = math.prod(len(one) for one in values.values())
+    if count <= MOST_COMBINATIONS:
+        combinations = list(itertools.product(*values.values()))
+    else:
+        dice = random.Random(0)
+        combinations = [tuple(dice.choice(one) for one in values.values()) for _ in range(MOST_COMBINATIONS)]
+    for one in combinations:
+        settings = dict(zip(values, one, strict=True))
+        try:
+            known.check(with_values(spec.base, settings))
+        except InvalidInput as error:
+            found = ", ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
+            raise InvalidInput(f"the search space has {found}, which do not go together: {error}") from error
 
 
 def _without_doubles(starts: Sequence[dict[str, Value]]) -> list[dict[str, Value]]:
@@ -192,7 +219,7 @@ def search_from_file(path: Path) -> dict[str, object]:
 
     try:
         found = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInput(f"the search space {path} cannot be read: {error}") from error
     if not isinstance(found, dict) or not found:
         raise InvalidInput(f"the search space {path} holds no names of settings with what is tried of each")

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from redis import Redis
 
 from graft_scheduler import keys
-from graft_scheduler.errors import Conflict, GraftError
+from graft_scheduler.errors import Conflict, GraftError, InvalidInput
 from graft_scheduler.job_settings import build_train_job
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.redis_connection import connect
@@ -400,14 +400,23 @@ def test_several_objectives_have_a_front(play: Make) -> None:
     assert all(len(trial.values) == 3 for trial in study.best_trials)
 
 
-def test_the_final_training_is_longer_and_submitted_once(play: Make) -> None:
+def test_the_final_training_is_longer_submitted_once_and_waited_for(play: Make) -> None:
     one = play()
     name = one.begin(trials=3, parallel=1, final={"steps": 36})
     record = one.run(name)
     assert record.final_job is not None
-    assert one.hosts.queued() == [record.final_job]
-    one.hosts.play(record.final_job)
-    assert len(one.hosts.steps_taken[record.final_job]) == 36
+    assert one.hosts.steps_taken[record.final_job] == list(range(1, 37))
+    best = one.studies.best(record)
+    assert best is not None
+    assert record.final_job == f"s{record.number}final{best.number}"
+
+
+def test_a_final_training_that_fails_fails_the_study(play: Make) -> None:
+    one = play(trouble=lambda job, step: FailureClass.DIVERGED if step > 20 else None)
+    record = one.run(one.begin(trials=3, parallel=1, final={"steps": 36}))
+    assert record.state is StudyState.FAILED
+    assert "the final training" in record.why
+    assert "diverged" in record.why
 
 
 def test_a_trial_that_somebody_cancels_is_a_failure_of_that_trial_only(play: Make, redis: Redis) -> None:
@@ -441,3 +450,206 @@ def test_trials_of_other_optuna_clients_are_left_to_them(play: Make) -> None:
     found = one.studies.study(name).trials[theirs.number]
     assert found.state is TrialState.RUNNING
     assert one.redis.exists(keys.job(JobId(f"s1t{theirs.number}"))) == 0
+
+
+def test_a_redis_that_lost_its_last_writes_is_gone_on_with(play: Make, redis: Redis) -> None:
+    one = play()
+    name = one.begin(trials=6, parallel=1)
+    for _ in range(3):
+        one.driver.round()
+        one.play_one()
+    one.driver.round()
+    redis.rpop(keys.study_log(one.studies.get(name).number))
+    assert one.run(name).state is StudyState.FINISHED
+    assert all(trial.state.is_finished() for trial in one.trials())
+
+
+def test_a_study_that_cannot_be_driven_does_not_stop_the_others(play: Make, redis: Redis) -> None:
+    one = play()
+    one.begin(trials=3, name="bad")
+    redis.hset(keys.study(1), "known", "nonsense")
+    name = one.begin(trials=3, parallel=1, name="good")
+    for _ in range(MOST_ROUNDS):
+        one.driver.round()
+        if not one.studies.get(name).state.is_at_work:
+            break
+        one.play_one()
+    assert one.studies.get(name).state is StudyState.FINISHED
+    for _ in range(10):
+        one.driver.round()
+    assert redis.hget(keys.study(1), "state") == StudyState.FAILED
+    assert "cannot drive it" in str(redis.hget(keys.study(1), "why"))
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_limits_hold_at_rungs_too_and_the_best_within_them_comes_to_its_end(
+    play: Make, parallel: int
+) -> None:
+    one = play()
+    limits = {"peak_memory_bytes": 6 << 20}
+    record = one.run(one.begin(trials=24, parallel=parallel, constraints=limits), in_order=False)
+    assert record.state is StudyState.FINISHED
+    best = one.studies.best(record)
+    assert best is not None
+    assert best.params["adapter.rank"] <= 6
+    over = [trial for trial in one.trials() if trial.params["adapter.rank"] > 6]
+    assert all(trial.constraints["peak_memory"] > 0 for trial in over)
+    assert all(len(one.hosts.steps_taken[trial.user_attrs["job"]]) == 2 for trial in over)
+
+
+@pytest.mark.parametrize("failure", [FailureClass.HOST, FailureClass.DATA])
+def test_when_the_last_climber_fails_the_next_takes_its_place(play: Make, failure: FailureClass) -> None:
+    fell: list[int] = []
+
+    def trouble(job: TrainJob, step: int) -> FailureClass | None:
+        if step > 6 and not fell:
+            fell.append(step)
+            return failure
+        return None
+
+    one = play(trouble=trouble)
+    record = one.run(one.begin(trials=9, parallel=1))
+    assert fell
+    assert record.state is StudyState.FINISHED
+    assert all(trial.state.is_finished() for trial in one.trials())
+    assert len(one.trials()) == (10 if failure is FailureClass.HOST else 9)
+
+
+@pytest.mark.parametrize("at", range(1, 60))
+def test_an_enqueued_trial_and_a_lost_one_survive_a_death_at_every_command(play: Make, at: int) -> None:
+    fell: list[int] = []
+
+    def trouble(job: TrainJob, step: int) -> FailureClass | None:
+        if step > 1 and not fell:
+            fell.append(step)
+            return FailureClass.HOST
+        return None
+
+    one = play(trouble=trouble)
+    first = [{"optimizer.learning_rate": 2e-3, "adapter.rank": 3}]
+    name = one.begin(trials=1, parallel=1, first=first)
+    killer = Killer(random.Random(at), 10_000)
+    killer.left = at
+    one.driver = mortal_driver(one, killer)
+    for _ in range(200):
+        try:
+            one.driver.round()
+        except Died:
+            one.driver = one.new_driver()
+        if not one.studies.get(name).state.is_at_work:
+            break
+        one.play_one()
+    assert one.studies.get(name).state is StudyState.FINISHED
+    assert [trial.state for trial in one.trials()] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert all(trial.params == first[0] for trial in one.trials())
+
+
+def test_a_trial_that_was_noted_as_weak_is_stopped_by_whoever_drives_next(play: Make) -> None:
+    one = play()
+    one.begin(trials=2, parallel=1, pruner="median")
+    one.driver.round()
+    (job,) = one.hosts.queued()
+    one.hosts.take(job)
+    study = one.studies.study("s")
+    study._storage.set_trial_user_attr(study.get_trials(deepcopy=False)[0]._trial_id, "pruned", True)
+    one.new_driver().round()
+    assert one.redis.hget(keys.job(job), "stop") == "prune"
+
+
+@pytest.mark.parametrize(
+    ("given", "is_taken"),
+    [
+        ({"adapter.rank": 8, "optimizer.learning_rate": 1e-3}, True),
+        ({"adapter.rank": 8}, True),
+        ({"adapter.rank": 9}, False),
+        ({"optimizer.learning_rate": "fast"}, False),
+        ({"rank": 8}, False),
+    ],
+)
+def test_what_is_enqueued_in_a_notebook_is_taken_as_people_write_it(
+    play: Make, given: dict[str, Any], is_taken: bool
+) -> None:
+    one = play()
+    name = one.begin(RATES, "rank=8,16,32", trials=2, parallel=1, pruner="none")
+    one.driver.round()
+    one.studies.study(name).enqueue_trial(given)
+    assert one.run(name).state is StudyState.FINISHED
+    enqueued = one.trials()[1]
+    assert (enqueued.state is TrialState.COMPLETE) is is_taken
+    if not is_taken:
+        assert "enqueued" in enqueued.user_attrs["why"]
+
+
+def test_a_study_whose_time_is_over_can_be_resumed_without_a_limit(play: Make, redis: Redis) -> None:
+    one = play()
+    name = one.begin(trials=6, parallel=1, seconds=1e6)
+    redis.hset(keys.study(one.studies.get(name).number), "until", "1")
+    for _ in range(3):
+        one.driver.round()
+    one.studies.resume(name)
+    one.run(name)
+    assert len(one.trials()) == 6
+
+
+def test_resuming_while_it_stops_is_not_undone(play: Make) -> None:
+    one = play()
+    name = one.begin(trials=3, parallel=1)
+    one.driver.round()
+    one.studies.stop(name)
+    stopping = one.studies.get(name)
+    one.studies.resume(name)
+    one.driver._drives[stopping.number].round(stopping)  # what it had read before
+    assert one.studies.get(name).state is StudyState.ACTIVE
+    assert one.run(name).state is StudyState.FINISHED
+
+
+def test_a_study_that_is_forgotten_leaves_no_paused_jobs(play: Make, redis: Redis) -> None:
+    one = play()
+    name = one.begin(trials=9, parallel=3)
+    one.driver.round()
+    for job in one.hosts.queued():
+        one.hosts.play(job)
+    one.driver.round()
+    one.studies.stop(name)
+    one.driver.round()
+    one.driver.round()
+    one.studies.delete(name)
+    assert redis.zcard(keys.PAUSED) == 0
+    assert redis.zcard(keys.QUEUE) == 0
+
+
+def test_a_study_without_a_log_yet_is_listed_and_can_be_forgotten(play: Make) -> None:
+    one = play()
+    name = one.begin(trials=3)
+    assert one.studies.trials(one.studies.get(name)) == []
+    StudyRecords(one.redis).change(1, StudyState.STOPPED, (StudyState.ACTIVE,))
+    one.studies.delete(name)
+    assert one.studies.all() == []
+
+
+def test_a_warm_start_takes_what_is_within_the_limits_and_each_once(play: Make) -> None:
+    one = play()
+    limits = {"peak_memory_bytes": 2 << 20}
+    one.run(one.begin("rank=2,16", trials=6, parallel=1, pruner="none", constraints=limits, sampler="random"))
+    assert one.studies.best_settings("s") == [{"adapter.rank": 2}]
+
+
+@pytest.mark.parametrize("trials", [0, 100_001, 4])
+def test_more_trials_are_checked_as_at_the_beginning(play: Make, trials: int) -> None:
+    one = play()
+    name = one.begin("rank=2,4,8", trials=3, parallel=1, sampler="grid", pruner="none")
+    one.run(name)
+    with pytest.raises(InvalidInput, match="trials"):
+        one.studies.resume(name, trials=trials)
+
+
+def test_endless_doubles_do_not_keep_other_studies_waiting(play: Make) -> None:
+    one = play()
+    one.begin("rank=2,4", trials=2000, parallel=2, sampler="random", pruner="none")
+    one.driver.round()
+    for job in one.hosts.queued():
+        one.hosts.play(job)
+    one.driver.round()
+    before = len(one.trials())
+    one.driver.round()
+    assert 0 < len(one.trials()) - before <= 20
