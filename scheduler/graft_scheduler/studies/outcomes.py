@@ -140,7 +140,7 @@ def words(value: Value) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, tuple):
-        return ", ".join(value) or "none"
+        return ", ".join(map(str, value)) or "none"
     return json.dumps(value)
 
 

@@ -17,7 +17,7 @@ from graft_scheduler.hyperparameters import Method, Spec
 from graft_scheduler.job_settings import SHORT_NAMES, build_train_job, setting_names
 from graft_scheduler.jobs import TrainJob
 
-Value = int | float | str | bool | None | tuple[str, ...]
+Value = int | float | str | bool | None | tuple[str, ...] | tuple[float, ...]
 """Of a setting, as JSON has it."""
 
 GRAMMAR = "give a range (`1e-5..1e-3`, `log:1e-5..1e-3`, `0..0.2/0.05`) or values (`8,16,32`)"

@@ -128,3 +128,17 @@ def test_a_space_survives_json() -> None:
     space = read_space(["rank=8,16,auto", "lr=log:1e-5..1e-3", 'targets=[null,["a"]]'], base())
 
     assert Space.model_validate_json(space.model_dump_json()) == space
+
+
+def test_yaml_writes_some_numbers_as_texts_and_pairs_of_numbers_are_values_too() -> None:
+    space = read_space({"learning_rate": ["1e-5", "1e-4"], "betas": [[0.9, 0.95], [0.9, 0.999]]}, base())
+    assert space.parameters["optimizer.learning_rate"] == Choices(values=(1e-5, 1e-4))
+    again = Space.model_validate_json(space.model_dump_json())
+    assert again == space
+    assert again.parameters["optimizer.betas"] == Choices(values=((0.9, 0.95), (0.9, 0.999)))
+
+
+@pytest.mark.parametrize("high", [float("inf"), float("nan")])
+def test_a_range_ends_at_numbers(high: float) -> None:
+    with pytest.raises(InvalidInput, match="no number"):
+        read_space({"rank": {"low": 2, "high": high}}, base())
