@@ -15,7 +15,10 @@ _NOT_NAMES = re.compile(r"train|count|constrained-\w+|literal\[.*\]")
 def explain(error: ValidationError, known: tuple[str, ...]) -> str:
     """Pydantic's complaints as one line: field, value, remedy."""
     texts: dict[str, str] = {}
+    groups = {one["loc"][:-1] for one in error.errors()}
     for one in error.errors():
+        if one["type"] == "too_short" and one["loc"] in groups:
+            continue  # only because what is in it was refused
         name = ".".join(str(part) for part in one["loc"] if not _NOT_NAMES.fullmatch(str(part)))
         if name in texts and one["type"] == "literal_error":  # the other branch of a union
             texts[name] += f", or {one['ctx']['expected']}"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from graft_scheduler.complaints import explain
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.job_settings import build_train_job
 from graft_scheduler.studies.space import read_space
@@ -69,3 +70,15 @@ def test_a_spec_survives_json() -> None:
     one = spec(RATES, RANKS, first=[{"adapter.rank": 8}], seconds=60)
 
     assert StudySpec.model_validate_json(one.model_dump_json()) == one
+
+
+def test_an_unknown_objective_is_told_in_one_sentence() -> None:
+    with pytest.raises(ValidationError) as caught:
+        spec(objectives=["foo"])
+    told = explain(caught.value, ())
+    assert told == "`objectives.0` is 'foo'; it must be 'validation_loss', 'peak_memory' or 'seconds'"
+
+
+def test_a_pareto_front_has_no_final_training() -> None:
+    with pytest.raises(ValidationError, match="Pareto front none is the best"):
+        spec(objectives=["validation_loss", "seconds"], pruner="none", final={"epochs": 2})
