@@ -5,7 +5,7 @@ The scheduler has neither the person's files nor, perhaps, the store.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,9 +14,12 @@ from graft_scheduler.basemodels import BaseModel
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.lengths import Lengths
+from graft_scheduler.memory import Backend
 from graft_scheduler.submission import Resolved, Submission, check_base, submission_of
 from graft_scheduler.time_estimate import steps
 
+LEAST_FROZEN_SHARE = 0.2
+"""Of the blocks: with fewer below the adapted ones the engine keeps nothing."""
 MOST_LENGTHS = 2000
 """Of rows, kept of a larger data set; the longest is among them."""
 
@@ -53,14 +56,34 @@ class Known:
         return _ADAPTER.dump_json(self).decode()
 
     def submission(self, spec: TrainJob) -> Submission:
-        """The job of one trial, its size estimated.
+        """The job of one trial, its size estimated, with room for what trials can compute once for all.
 
         Raises:
             InvalidInput: the base refuses such a job.
         """
         self.check(spec)
         lengths, likely = self.lengths.cut(spec.max_length), self.likely_lengths.cut(spec.max_length)
-        return submission_of(Resolved(spec, self.base, lengths, likely, self.valid_rows))
+        found = submission_of(Resolved(spec, self.base, lengths, likely, self.valid_rows))
+        if found.demands is None or spec.limits.memory_bytes is not None:
+            return found
+        roomy = {
+            name: one.model_copy(
+                update={
+                    "preferred_bytes": one.preferred_bytes + self._kept_bytes(spec, likely, Backend(name))
+                }
+            )
+            for name, one in found.demands.items()
+        }
+        return replace(found, demands=roomy)
+
+    def _kept_bytes(self, spec: TrainJob, lengths: Lengths, backend: Backend) -> int:
+        """What the outputs of the frozen blocks below take, of all rows: the next trial reads them."""
+        base, adapted = self.base, spec.adapter.layers
+        if base is None or adapted is None or adapted > base.num_layers * (1 - LEAST_FROZEN_SHARE):
+            return 0
+        tokens = lengths.mean * (lengths.rows + self.valid_rows)
+        is_wide = backend is Backend.CPU or base.dtype == "float32"
+        return round(tokens * base.hidden_size * (4 if is_wide else 2))
 
     def check(self, spec: TrainJob) -> None:
         """Refuse what the base's files show to be impossible.
