@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest
+# Three tests at a time have no use for a second thread each in the matrix products of tiny models.
+PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
 # Tests with processes mostly wait: three at a time keep two cores busy.
 PARALLEL := -n 3 --dist worksteal
 

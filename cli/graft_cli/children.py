@@ -129,6 +129,7 @@ class Children:
         self.failure: str | None = None
         """Set when a service died too often: what a person should read."""
         self._log_dir, self._lock_fd, self._on_news = log_dir, lock_fd, on_news
+        self._is_interrupted = False
         self._children: list[Child] = []
         self._changing = threading.Lock()
         self._stopping = threading.Event()
@@ -153,11 +154,16 @@ class Children:
             self._children.append(child)
         return child
 
+    def interrupt(self) -> None:
+        """Whoever waits here is to stop waiting, as by Ctrl-C."""
+        self._is_interrupted = True
+
     def wait_until(self, is_ready: Callable[[], bool], what: str, timeout_seconds: float) -> None:
         """Wait for something the services bring about.
 
         Raises:
             ServiceFailed: a service died, or it took too long.
+            KeyboardInterrupt: see `interrupt`.
         """
         deadline = time.monotonic() + timeout_seconds
         while not is_ready():
@@ -171,13 +177,16 @@ class Children:
 
         Raises:
             ServiceFailed: always, in the end.
+            KeyboardInterrupt: see `interrupt`.
         """
         while not self._failed.wait(1.0):  # short waits let signals through
-            pass
+            self.check()
         self.check()
 
     def check(self) -> None:
-        """Raises `ServiceFailed` when a service has failed for good."""
+        """Raises `ServiceFailed` once a service failed for good, `KeyboardInterrupt` after `interrupt`."""
+        if self._is_interrupted:
+            raise KeyboardInterrupt
         if self.failure is not None:
             raise ServiceFailed(self.failure)
 

@@ -63,9 +63,9 @@ class LocalService:
         return self.settings.data_dir / "logs"
 
     def __enter__(self) -> Self:
-        stop_on_signals()
         self._lock = data_folder.lock(self.settings.data_dir, self._on_news)
         self._children = Children(self.log_dir, self._lock, self._on_news)
+        stop_on_signals(self._children.interrupt)
         self._children.__enter__()
         try:
             self._start()
@@ -180,11 +180,16 @@ class LocalService:
             self._lock = None
 
 
-def stop_on_signals() -> None:
-    """SIGTERM and a closed terminal end this process the way Ctrl-C does."""
+def stop_on_signals(note: Callable[[], None]) -> None:
+    """SIGTERM and a closed terminal end this process the way Ctrl-C does.
+
+    Python drops an exception that a handler raises within a finaliser: `note` is called first, for whoever
+    waits to look at.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
+        note()
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGHUP, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)

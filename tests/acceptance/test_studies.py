@@ -23,7 +23,7 @@ from tests.services import Fleet, eventually, free_port
 pytestmark = pytest.mark.processes
 
 GRAFT = str(Path(sys.executable).parent / "graft")
-TRIALS = int(os.environ.get("STUDY_TRIALS", "12"))
+TRIALS = int(os.environ.get("STUDY_TRIALS", "9"))
 
 
 def base_job(base: Path, data: Path, **changes: Any) -> TrainJob:
@@ -101,13 +101,13 @@ def test_a_person_tunes_looks_exports_and_pulls(
         fleet.start_worker(name)
     fleet.wait_for_hosts(2)
     words = ["-m", str(tiny_base), "-d", str(tiny_data), "--steps", "9", "--batch-size", "2"]
-    words += ["--search", "lr=log:1e-4..1e-1", "--trials", "5", "--parallel", "2", "--study", "mine"]
+    words += ["--search", "lr=log:1e-4..1e-1", "--trials", "4", "--parallel", "2", "--study", "mine"]
 
     assert graft(fleet, "tune", *words, "--final", "--follow").splitlines() == ["mine"]
 
     assert "finished" in graft(fleet, "study", "ls")
     shown = json.loads(graft(fleet, "study", "show", "mine", "--json"))
-    assert shown["progress"].startswith("5 of 5 told")
+    assert shown["progress"].startswith("4 of 4 told")
     trials = json.loads(graft(fleet, "study", "trials", "mine", "--json"))
     losses = {one["number"]: one["values"][0] for one in trials if one["state"] == "completed"}
     best = min(losses, key=lambda number: losses[number])

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from graft_cli import data_folder, redis_server
-from graft_cli.children import Service
+from graft_cli.children import Children, Service
 from graft_scheduler.client import Client
 from graft_scheduler.errors import Conflict
 from graft_scheduler.jobs import CountJob
@@ -204,6 +204,15 @@ def test_a_killed_up_loses_no_job_and_the_next_one_goes_on_with_it(up: Up) -> No
         planned = [event.data["first_step"] for event in client.events(job_id) if event.name == "planned"]
     assert record.state is JobState.COMPLETED
     assert planned[-1] > 3
+
+
+def test_a_signal_whose_exception_was_lost_ends_the_waiting_all_the_same(tmp_path: Path) -> None:
+    children = Children(tmp_path / "logs", None, lambda text: None)
+    children.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        children.wait_for_failure()
+    with pytest.raises(KeyboardInterrupt):
+        children.wait_until(lambda: False, "nothing", 30)
 
 
 @pytest.mark.processes
