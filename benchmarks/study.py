@@ -11,7 +11,7 @@ own, as a person's loop would. The best adapters are measured by one evaluator o
 `makespan_speedup_unpruned` over the other's; `warm_start_share` is the time from one trial's end to the end
 of the next one's first step, over that of the first trial, from its placement; `best_loss_difference` is
 ours less theirs, of the pruned study. In full each trial of mlx-lm takes at least 20 times its own start,
-and figures are medians of five seeds: several hours. `--quick` has 8 short trials and one seed.
+and figures are medians of five seeds: several hours. `--quick` has 6 short trials and one seed.
 `--service` measures the service alone at 2,000 trials instead; `--idle` how long a worker of four on this
 machine stands still while a trial waits for a host.
 
@@ -53,7 +53,7 @@ SEARCH = {
     "dropout": [0.0, 0.05],
 }
 SCALE = 2.0
-FULL, QUICK = Case(8192, 4, "skewed", 135, 512), Case(8192, 4, "skewed", 27, 512)
+FULL, QUICK = Case(8192, 4, "skewed", 135, 512), Case(2048, 2, "skewed", 27, 128)
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ends within 5 minutes on 2 cores")
     parser.add_argument("--seeds", type=int, help="how many studies; default 5, with --quick 1")
-    parser.add_argument("--trials", type=int, help="of each study; default 24, with --quick 8")
+    parser.add_argument("--trials", type=int, help="of each study; default 24, with --quick 6")
     parser.add_argument("--service", action="store_true", help="only the service, at 2,000 trials")
     parser.add_argument("--idle", action="store_true", help="only how long four workers stand still")
     parser.add_argument("--child", choices=["theirs", "evaluate"], help=argparse.SUPPRESS)
@@ -79,7 +79,7 @@ def main() -> None:
         figures = idle(12 if options.quick else 24)
     else:
         count = options.seeds or (1 if options.quick else 5)
-        trials = options.trials or (8 if options.quick else 24)
+        trials = options.trials or (6 if options.quick else 24)
         found = [one_seed(QUICK if options.quick else FULL, seed, trials) for seed in range(count)]
         figures = {name: round(statistics.median(one[name] for one in found), 4) for name in found[0]}
     machine = {"system": platform.platform(), "cores": psutil.cpu_count(), "openblas": OPENBLAS.exists()}
