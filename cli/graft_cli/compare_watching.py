@@ -47,17 +47,9 @@ def watch(handle: ComparisonHandle, timeout: float | None, tick_seconds: float =
 
 def read(handle: ComparisonHandle) -> list[JobRecord]:
     """The records, waiting a while for a Redis that has gone away."""
-    from graft_scheduler.client import OUTAGE_SECONDS
-    from graft_scheduler.errors import Unreachable
+    from graft_scheduler.redis_connection import patiently
 
-    deadline = time.monotonic() + OUTAGE_SECONDS
-    while True:
-        try:
-            return handle.records()
-        except Unreachable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1)
+    return patiently(handle.records)
 
 
 class Waiting:

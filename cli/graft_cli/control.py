@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graft_cli.options import AsJson, JobArgument, RedisUrl, StoreUrl, connect
 from graft_cli.output import out
 
+if TYPE_CHECKING:
+    from graft_scheduler.records import JobRecord
+
 
 def cancel(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     """Cancel a job; a running one saves a checkpoint first."""
     with connect(redis_url) as client:
         record = client.cancel(job)
-    if as_json:
-        out.json(record.as_json())
-    else:
-        out.data(record.id)
+    tell_job(record, as_json=as_json)
     if record.state.is_terminal:
         out.note(f"job {record.id} is {record.state.shown}")
     else:
@@ -32,10 +32,7 @@ def pause(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None)
 
     with connect(redis_url) as client:
         record = client.pause(job)
-    if as_json:
-        out.json(record.as_json())
-    else:
-        out.data(record.id)
+    tell_job(record, as_json=as_json)
     if record.state is JobState.PAUSED:
         out.note(f"job {record.id} is paused")
     else:
@@ -50,10 +47,7 @@ def resume(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None
     """
     with connect(redis_url) as client:
         record = client.resume(job)
-    if as_json:
-        out.json(record.as_json())
-    else:
-        out.data(record.id)
+    tell_job(record, as_json=as_json)
     out.hint(f"`graft logs -f {record.id}` follows it")
 
 
@@ -64,10 +58,7 @@ def retry(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None)
     """
     with connect(redis_url) as client:
         record = client.retry(job)
-    if as_json:
-        out.json(record.as_json())
-    else:
-        out.data(record.id)
+    tell_job(record, as_json=as_json)
     out.hint(f"`graft logs -f {record.id}` follows it")
 
 
@@ -90,3 +81,11 @@ def pull(
         out.data(str(folder))
     if record.spec.kind == "train":
         out.hint(f"graft generate -m {record.spec.model.source} -a {folder} -p 'your prompt'")
+
+
+def tell_job(record: JobRecord, *, as_json: bool) -> None:
+    """The job on stdout: its id, or its record."""
+    if as_json:
+        out.json(record.as_json())
+    else:
+        out.data(record.id)

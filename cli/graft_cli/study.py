@@ -161,7 +161,7 @@ def export(
 
 @app.command()
 def rm(study: StudyArgument, redis_url: RedisUrl = None) -> None:
-    """Forget a study that is not at work; the jobs of its trials stay."""
+    """Forget a study that is not at work, and end its paused trials; jobs that have ended stay."""
     with connect(redis_url) as client:
         name = client.studies.get(study).name
         client.studies.delete(name)

@@ -21,6 +21,7 @@ from graft_scheduler.lessons import read_lessons
 from graft_scheduler.plan_hosts import host_views
 from graft_scheduler.reader import Reader
 from graft_scheduler.records import HostRecord, JobRecord
+from graft_scheduler.redis_connection import patiently
 from graft_scheduler.settings import Settings, load_settings
 from graft_scheduler.snapshot import forget_snapshot
 from graft_scheduler.states import JobId, JobState, StopReason
@@ -35,8 +36,6 @@ ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's alphabet: nothing in it is mistaken for something else."""
 ID_LENGTH = 8
 POLL_SECONDS = 0.25
-OUTAGE_SECONDS = 120.0
-"""How long a follower waits for Redis to come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +248,7 @@ class Client(Reader):
         """The job's log lines as they come, until it has ended."""
         job, after = self.get(job_id).id, "0"
         while True:
-            ended = self._patiently(job).state.is_terminal
+            ended = patiently(lambda: self.get(job)).state.is_terminal
             with self._reached():
                 lines = self._new_lines(job, after)
             for entry_id, line in lines:
@@ -263,7 +262,7 @@ class Client(Reader):
         """The job at each change, until it has ended; Redis may be away for a while."""
         job, last = self.get(job_id).id, None
         while True:
-            record = self._patiently(job)
+            record = patiently(lambda: self.get(job))
             if record != last:
                 yield record
             if record.state.is_terminal:
@@ -279,7 +278,7 @@ class Client(Reader):
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         job = self.get(job_id).id
-        while not (record := self._patiently(job)).state.is_terminal:
+        while not (record := patiently(lambda: self.get(job))).state.is_terminal:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"job {job} is still {record.state.shown} after {timeout_seconds:g} s")
             time.sleep(POLL_SECONDS)
@@ -335,17 +334,6 @@ class Client(Reader):
             forget_snapshot(self._redis)
             self._redis.lpush(keys.WAKE, 1)
         return self._host(record.info.id)
-
-    def _patiently(self, job_id: JobId) -> JobRecord:
-        """The record, waiting a while for a Redis that has gone away."""
-        deadline = time.monotonic() + OUTAGE_SECONDS
-        while True:
-            try:
-                return self.get(job_id)
-            except Unreachable:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
 
     def _store(self) -> Store:
         return open_store(self.settings.store_url)

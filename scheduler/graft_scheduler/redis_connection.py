@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from redis import Redis, exceptions
 from redis.backoff import NoBackoff
@@ -12,6 +14,10 @@ from redis.retry import Retry
 from graft_scheduler.errors import GraftError, InvalidInput, Unreachable
 from graft_scheduler.settings import hide_password
 
+T = TypeVar("T")
+
+OUTAGE_SECONDS = 120.0
+"""How long one who follows a job or a study waits for Redis to come back."""
 SOCKET_SECONDS = 15.0
 """Longest wait for one reply; blocking commands wait less than this."""
 
@@ -37,6 +43,22 @@ def connect(url: str, socket_seconds: float = SOCKET_SECONDS, *, retries: int = 
         )
     except ValueError as error:
         raise InvalidInput(f"`redis_url` is {hide_password(url)!r}: {error}") from error
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """The answer, asked again for a while where Redis has gone away.
+
+    Raises:
+        Unreachable: it has not come back within `OUTAGE_SECONDS`.
+    """
+    deadline = time.monotonic() + OUTAGE_SECONDS
+    while True:
+        try:
+            return ask()
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 @contextmanager

@@ -48,18 +48,20 @@ class Drive:
     def __init__(
         self, record: StudyRecord, storage: StudyStorage, records: StudyRecords, fleet: Fleet
     ) -> None:
-        self._record, self._spec = record, record.spec
-        self._storage, self._records, self._redis = storage, records, fleet.redis
+        self.record, self._spec = record, record.spec
+        """As it was when it was last looked at."""
+        self._storage, self.records, self._redis = storage, records, fleet.redis
         storage.begin(record.number, [StudyDirection.MINIMIZE for _ in record.spec.objectives], record.name)
         self._study = optuna.load_study(study_name=record.name, storage=storage)
         self._ladder = Ladder(record.spec.pruner)
-        self._jobs = TrialJobs(record, record.known, fleet)
+        self._jobs = TrialJobs(record, self._ladder, fleet)
         self._settings: dict[int, str] = {}
         """Of trials that have all of them."""
         self._first_with: dict[str, FrozenTrial] | None = None
         """By settings, the first trial that has them and has not failed; of this round."""
         self._noted: dict[int, int] = {}
         """The rung whose loss is written, by trial."""
+        self._enqueue_first()
 
     def round(self, record: StudyRecord) -> bool:
         """Do what is due now, with the record as it is now; whether there will be more to do.
@@ -68,14 +70,13 @@ class Drive:
             Fenced: another scheduler leads.
             Unreachable: Redis does not answer.
         """
-        self._record, self._first_with = record, None
+        self.record, self._first_with = record, None
         if record.state is StudyState.STOPPING:
             return self._stop()
         try:
             check_packages(self._spec.sampler)
         except InvalidInput as error:
             return self._end(StudyState.FAILED, str(error))
-        self._enqueue_first()
         on_their_way, waiting = self._follow()
         return self._advance(on_their_way, waiting)
 
@@ -149,7 +150,7 @@ class Drive:
         """Tell a double what its twin was told, if that is known."""
         trial, storage = self._now(trial), self._storage
         number = trial.user_attrs[telling.DUPLICATE_OF]
-        place = storage.get_trial_id_from_study_id_trial_number(self._record.number, number)
+        place = storage.get_trial_id_from_study_id_trial_number(self.record.number, number)
         twin = storage.get_trial(place)
         if twin.state is TrialState.FAIL:
             telling.tell_failed(self._study, trial, f"as trial {number}, which has the same settings")
@@ -170,7 +171,7 @@ class Drive:
         self._jobs.forget(trial)
         told = self._now(trial)
         name = told.state.name.lower()
-        logger.info("study %s: trial %d is told as %s", self._record.name, told.number, name)
+        logger.info("study %s: trial %d is told as %s", self.record.name, told.number, name)
 
     def _note_rung(self, trial: FrozenTrial, job: JobRecord) -> bool:
         """Write the loss at the rung, once; whether the trial may go on from there."""
@@ -214,7 +215,7 @@ class Drive:
         last, so that the best have come to their ends by then.
         """
         trials = {one.number: one for one in self._trials()}
-        left = 0 if self._is_over(list(trials.values())) else self._record.trials - _counted(trials.values())
+        left = 0 if self._is_over(list(trials.values())) else self.record.trials - _counted(trials.values())
         next_number = len(self._everything())
         unborn = range(next_number, next_number + left)
         verdict = self._ladder.judge(list(trials.values()), waiting, unborn)
@@ -222,7 +223,7 @@ class Drive:
             rung = len(trials[number].user_attrs[RUNG_LOSSES])
             self._prune(trials[number], f"not among the best third at rung {rung}")
         free = self._spec.parallel - on_their_way
-        is_hasty = self._record.until is not None
+        is_hasty = self.record.until is not None
         if not is_hasty:
             free, left = self._begin(free, left)
         rungs = reversed(verdict.promoted) if is_hasty else verdict.promoted
@@ -248,7 +249,7 @@ class Drive:
         told = [one for one in trials if one.state.is_finished()]
         if len(told) >= HOPELESS and all(one.state is TrialState.FAIL for one in told):
             return True
-        return self._record.until is not None and fleet.redis_now(self._redis) >= self._record.until
+        return self.record.until is not None and fleet.redis_now(self._redis) >= self.record.until
 
     def _prune(self, trial: FrozenTrial, why: str) -> None:
         """End a trial that waits at a rung."""
@@ -288,7 +289,7 @@ class Drive:
         moving = [one for one in live if one.state is not JobState.PAUSED]
         for job in moving:
             self._jobs.pause(job)
-        return bool(moving) or self._end(StudyState.STOPPED, self._record.why)
+        return bool(moving) or self._end(StudyState.STOPPED, self.record.why)
 
     def _finish(self) -> bool:
         """End the study, once the final training has ended too where there is one."""
@@ -305,11 +306,11 @@ class Drive:
         if final is not None and (final.epochs is not None or final.steps is not None):
             return self._train_finally(best)
         number = best.user_attrs.get(telling.DUPLICATE_OF, best.number)
-        return self._end(StudyState.FINISHED, "", final_job=trial_job(self._record.number, number))
+        return self._end(StudyState.FINISHED, "", final_job=trial_job(self.record.number, number))
 
     def _train_finally(self, best: FrozenTrial) -> bool:
         """Train the best settings for longer, and end the study with that."""
-        record, spec = self._record, self._spec
+        record, spec = self.record, self._spec
         job_id = JobId(f"s{record.number}final{best.number}")
         found = self._jobs.read_job(job_id)
         if found is None:
@@ -325,8 +326,8 @@ class Drive:
     def _end(self, state: StudyState, why: str, **fields: str | int) -> bool:
         """Change the state, unless somebody has changed it meanwhile. There is no more to do."""
         before = StudyState.STOPPING if state is StudyState.STOPPED else StudyState.ACTIVE
-        self._records.change(self._record.number, state, (before,), why, **fields)
-        logger.info("study %s is %s%s", self._record.name, state.value, f": {why}" if why else "")
+        self.records.change(self.record.number, state, (before,), why, **fields)
+        logger.info("study %s is %s%s", self.record.name, state.value, f": {why}" if why else "")
         return False
 
     # --- what is there
@@ -336,11 +337,11 @@ class Drive:
         return self._storage.get_trial(trial._trial_id)
 
     def _everything(self) -> list[FrozenTrial]:
-        return self._storage.get_all_trials(self._record.number, False)
+        return self._storage.get_all_trials(self.record.number, False)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials that are ours, in order."""
-        found = self._storage.get_all_trials(self._record.number, False, states or None)
+        found = self._storage.get_all_trials(self.record.number, False, states or None)
         return [one for one in found if is_ours(one)]
 
 

@@ -96,10 +96,10 @@ class StudyDriver:
                 self._give_up(number, error)
 
     def _drive(self, number: int) -> None:
-        record = self._records.get(number)
+        drive = self._drives.get(number)
+        record = self._records.get(number) if drive is None else self._records.refresh(drive.record)
         if record is None:
             return
-        drive = self._drives.get(number)
         if drive is None:
             drive = self._drives[number] = Drive(record, self._storage, self._records, self._fleet)
             logger.info("study %s: driving it", record.name)

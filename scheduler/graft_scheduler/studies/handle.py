@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import ValidationError
 from redis import Redis
 
 from graft_scheduler import fleet
-from graft_scheduler.complaints import explain
-from graft_scheduler.errors import Conflict, InvalidInput, JobFailed, NotFound, Unreachable
+from graft_scheduler.errors import Conflict, InvalidInput, JobFailed, NotFound
 from graft_scheduler.jobs import TrainJob
-from graft_scheduler.redis_connection import reachable
+from graft_scheduler.redis_connection import patiently, reachable
 from graft_scheduler.store import Store
 from graft_scheduler.studies.best import best_trial, is_feasible
 from graft_scheduler.studies.journal import LogLost
 from graft_scheduler.studies.proposals import is_ours, values_of
 from graft_scheduler.studies.record import StudyRecord, StudyRecords, StudyState, trial_job
 from graft_scheduler.studies.space import Value
-from graft_scheduler.studies.spec import StudySpec
+from graft_scheduler.studies.spec import read_study
 from graft_scheduler.studies.storage import StudyStorage
 from graft_scheduler.studies.telling import DUPLICATE_OF
 from graft_scheduler.studies.tuning import Search, new_name, prepare_study
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 POLL_SECONDS = 0.5
-OUTAGE_SECONDS = 120.0
-"""How long one who waits bears with a Redis that is away."""
 WARM_TRIALS = 3
 """Best settings of an earlier study that a new one begins with."""
 
@@ -148,7 +144,7 @@ class Studies:
         """
         record = self.get(name)
         wanted = record.trials if trials is None else trials
-        _check_more(record, wanted)
+        read_study({**record.spec.model_dump(), "trials": wanted})
         done = len(self.trials(record))
         if trials is not None and trials < done:
             raise InvalidInput(f"`trials` is {trials}, and study {record.name} has {done} already")
@@ -168,7 +164,7 @@ class Studies:
         return self.get(record.name)
 
     def delete(self, name: str) -> None:
-        """Forget a study that is not at work; its jobs stay.
+        """Forget a study that is not at work, and end its paused trials; jobs that have ended stay.
 
         Raises:
             Conflict: it is at work.
@@ -182,13 +178,6 @@ class Studies:
                 with suppress(NotFound):
                     transitions.prune(trial_job(record.number, trial.number), "study rm")
         self.storage.delete(record.number, record.name)
-
-
-def _check_more(record: StudyRecord, trials: int) -> None:
-    try:
-        StudySpec.model_validate({**record.spec.model_dump(), "trials": trials})
-    except ValidationError as error:
-        raise InvalidInput(explain(error, tuple(StudySpec.model_fields))) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +217,7 @@ class StudyHandle:
             TimeoutError: it has not ended in time; it goes on.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        while (record := self._patiently()).state.is_at_work:
+        while (record := patiently(self.record)).state.is_at_work:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(
                     f"study {self.name} is still {record.state.value} after {timeout_seconds:g} s"
@@ -237,13 +226,3 @@ class StudyHandle:
         if record.state is StudyState.FAILED:
             raise JobFailed(f"study {self.name} failed: {record.why}")
         return record
-
-    def _patiently(self) -> StudyRecord:
-        deadline = time.monotonic() + OUTAGE_SECONDS
-        while True:
-            try:
-                return self.record()
-            except Unreachable:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1)

@@ -17,6 +17,9 @@ from graft_scheduler.studies.journal import script
 from graft_scheduler.studies.known import Known
 from graft_scheduler.studies.spec import StudySpec
 
+_CHANGING = ["number", "name", "state", "trials", "created_at", "ended_at", "until", "why", "final_job"]
+"""Fields of a record besides spec and base."""
+
 
 class StudyState(StrEnum):
     """Where a study stands."""
@@ -62,7 +65,14 @@ class StudyRecord:
         Raises:
             ValueError, KeyError: it cannot be understood.
         """
-        spec = StudySpec.model_validate_json(fields["spec"])
+        return cls._parse(fields, StudySpec.model_validate_json(fields["spec"]), Known.parse(fields["known"]))
+
+    def updated(self, fields: Mapping[str, str]) -> Self:
+        """The record with what may have changed of it; spec and base stay as they are."""
+        return self._parse(fields, self.spec, self.known)
+
+    @classmethod
+    def _parse(cls, fields: Mapping[str, str], spec: StudySpec, known: Known) -> Self:
         created = int(fields["created_at"]) / 1000
         until = float(fields["until"]) if fields.get("until") else None
         if "until" not in fields and spec.seconds is not None:
@@ -73,7 +83,7 @@ class StudyRecord:
             name=fields["name"],
             state=StudyState(fields["state"]),
             spec=spec,
-            known=Known.parse(fields["known"]),
+            known=known,
             trials=int(fields.get("trials") or spec.trials),
             created_at=created,
             ended_at=int(ended) / 1000 if ended else None,
@@ -141,6 +151,12 @@ class StudyRecords:
         """
         fields: Any = self._redis.hgetall(keys.study(number))
         return StudyRecord.parse(fields) if fields else None
+
+    def refresh(self, record: StudyRecord) -> StudyRecord | None:
+        """The study as it is now, without reading again what does not change."""
+        values: Any = self._redis.hmget(keys.study(record.number), _CHANGING)
+        fields = {name: value for name, value in zip(_CHANGING, values, strict=True) if value is not None}
+        return record.updated(fields) if "number" in fields else None
 
     def all(self) -> list[StudyRecord]:
         """Every study, the newest first; records that cannot be understood are left out."""

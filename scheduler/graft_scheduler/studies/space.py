@@ -83,8 +83,8 @@ class Range(Spec):
         return int((self.high - self.low) / self.spacing + 1e-9) + 1
 
     @property
-    def ends(self) -> tuple[int | float, ...]:
-        """For trying what the job says to them."""
+    def tried(self) -> tuple[Value, ...]:
+        """Its ends: for trying what the job says to them."""
         return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
 
 
@@ -92,6 +92,11 @@ class Choices(Spec):
     """Some values."""
 
     values: tuple[Value, ...] = Field(min_length=1)
+
+    @property
+    def tried(self) -> tuple[Value, ...]:
+        """All of them: for trying what the job says to them."""
+        return self.values
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
@@ -161,7 +166,7 @@ def check_space(space: Space, base: TrainJob) -> None:
         InvalidInput: the job refuses one of them.
     """
     for name, parameter in space.parameters.items():
-        for value in parameter.ends if isinstance(parameter, Range) else parameter.values:
+        for value in parameter.tried:
             try:
                 with_values(base, {name: value})
             except InvalidInput as error:

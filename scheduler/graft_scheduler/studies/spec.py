@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 from importlib.util import find_spec
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from graft_scheduler.complaints import explain
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hyperparameters import Spec
 from graft_scheduler.jobs import TrainJob, current_user
@@ -194,6 +196,18 @@ class StudySpec(Spec):
             else:
                 counts.append(one.count)
         return math.prod(counts)
+
+
+def read_study(settings: Mapping[str, Any]) -> StudySpec:
+    """A study from its settings.
+
+    Raises:
+        InvalidInput: names the setting, the value and what would be right.
+    """
+    try:
+        return StudySpec.model_validate(settings)
+    except ValidationError as error:
+        raise InvalidInput(explain(error, tuple(StudySpec.model_fields))) from error
 
 
 def check_packages(sampler: SamplerName) -> None:

@@ -16,7 +16,6 @@ from graft_scheduler.errors import Conflict
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.records import JobRecord
 from graft_scheduler.states import JobId, JobState
-from graft_scheduler.studies.known import Known
 from graft_scheduler.studies.ladder import Ladder
 from graft_scheduler.studies.proposals import values_of
 from graft_scheduler.studies.record import StudyRecord, trial_job
@@ -51,10 +50,9 @@ class Evaluation:
 class TrialJobs:
     """The jobs of one study. What is kept here only saves reading it again."""
 
-    def __init__(self, record: StudyRecord, known: Known, fleet: Fleet) -> None:
+    def __init__(self, record: StudyRecord, ladder: Ladder, fleet: Fleet) -> None:
         self._number, self._name, self._spec = record.number, record.name, record.spec
-        self._known, self._fleet = known, fleet
-        self._ladder = Ladder(record.spec.pruner)
+        self._known, self._ladder, self._fleet = record.known, ladder, fleet
         self._steps: dict[int, int] = {}
         """Optimizer steps of each trial."""
         self._seen: dict[int, str] = {}

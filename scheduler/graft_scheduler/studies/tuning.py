@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from graft_scheduler import submission
 from graft_scheduler.basemodels import local_folder, weight_names
-from graft_scheduler.complaints import explain, nearest
+from graft_scheduler.complaints import nearest
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hyperparameters import Method
 from graft_scheduler.jobs import TrainJob
@@ -25,14 +23,13 @@ from graft_scheduler.studies.known import Known
 from graft_scheduler.studies.space import (
     Choices,
     Parameter,
-    Range,
     Space,
     Value,
     default_space,
     read_space,
     with_values,
 )
-from graft_scheduler.studies.spec import PrunerName, StudySpec, check_packages
+from graft_scheduler.studies.spec import PrunerName, StudySpec, check_packages, read_study
 
 NAME_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 DEFAULT_TRIALS = 24
@@ -155,17 +152,13 @@ def _check_settings(job: TrainJob, space: Space | None, settings: Mapping[str, A
 
 
 def _spec(job: TrainJob, space: Space, settings: Mapping[str, Any]) -> StudySpec:
-    given = {"trials": DEFAULT_TRIALS, **settings}
-    try:
-        return StudySpec.model_validate({**given, "base": job, "space": space})
-    except ValidationError as error:
-        raise InvalidInput(explain(error, tuple(StudySpec.model_fields))) from error
+    return read_study({"trials": DEFAULT_TRIALS, **settings, "base": job, "space": space})
 
 
 def _check_with_base(spec: StudySpec, known: Known) -> None:
     """Refuse what the base's files, or the length of the training, show to be impossible."""
     for name, parameter in spec.space.parameters.items():
-        for value in parameter.ends if isinstance(parameter, Range) else parameter.values:
+        for value in parameter.tried:
             try:
                 known.check(with_values(spec.base, {name: value}))
             except InvalidInput as error:
@@ -183,10 +176,7 @@ def _check_with_base(spec: StudySpec, known: Known) -> None:
 
 def _check_together(spec: StudySpec, known: Known) -> None:
     """Refuse values that do not fit each other: all combinations of ends and values, or some of many."""
-    values = {
-        name: one.ends if isinstance(one, Range) else one.values
-        for name, one in spec.space.parameters.items()
-    }
+    values = {name: one.tried for name, one in spec.space.parameters.items()}
     count = math.prod(len(one) for one in values.values())
     if count <= MOST_COMBINATIONS:
         combinations = list(itertools.product(*values.values()))
