@@ -26,9 +26,9 @@ from graft_scheduler.states import FailureClass, HostId, JobId, JobState, Token
 from graft_scheduler.store import open_store
 from graft_scheduler.transitions import Transitions, Window
 from graft_worker import attempt
-from graft_worker.attempt import Worker
 from graft_worker.host import open_folder
 from graft_worker.memory_watch import MemoryWatch
+from graft_worker.preparation import Worker
 from graft_worker.pressure import Pressure
 from graft_worker.supervisor import supervise
 from tests.acceptance.memory_limits import limit_address_space

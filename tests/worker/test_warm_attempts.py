@@ -22,8 +22,8 @@ from graft_scheduler.settings import load_settings
 from graft_scheduler.states import Digest, HostId, JobId, JobState
 from graft_scheduler.store import Store, open_store
 from graft_scheduler.transitions import Transitions, Window
-from graft_worker.attempt import Worker
 from graft_worker.host import open_folder
+from graft_worker.preparation import Worker
 from graft_worker.pressure import Pressure
 from graft_worker.runners import Runners
 from graft_worker.supervisor import supervise

@@ -6,23 +6,20 @@ from __future__ import annotations
 
 import logging
 import shutil
-import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from redis.exceptions import RedisError
 
 from graft_scheduler import fleet
 from graft_scheduler.errors import Fenced, GraftError, StoreError, Unreachable
-from graft_scheduler.jobs import TrainJob
-from graft_scheduler.lessons import LessonKey, Measured, demand_factor, measured, read_lesson
+from graft_scheduler.lessons import Measured, measured
 from graft_scheduler.memory import Backend
 from graft_scheduler.messages import Checkpoint, Done, Failed, Shrink, Start, TrainResult
 from graft_scheduler.records import (
     Failure,
     Hold,
-    HostInfo,
     JobRecord,
     ResumePoint,
     dump_samples,
@@ -30,20 +27,18 @@ from graft_scheduler.records import (
 from graft_scheduler.recovery import keep
 from graft_scheduler.rooms import HostRoom
 from graft_scheduler.runner_process import EXIT_DEADLINE, RunnerProcess
-from graft_scheduler.settings import Settings
 from graft_scheduler.states import Digest, FailureClass, JobState, StopReason
-from graft_scheduler.store import Store
-from graft_scheduler.transitions import MISSED_BEATS, Ending, Transitions, ending_after, ending_out_of_memory
+from graft_scheduler.transitions import MISSED_BEATS, Ending, ending_after, ending_out_of_memory
 from graft_worker.exits import cause_of_death
-from graft_worker.host import HostFolder
 from graft_worker.lease import LeaseKeeper
 from graft_worker.memory_judge import Budget
 from graft_worker.memory_watch import MemoryWatch, Orders
 from graft_worker.out_of_memory import decide
+from graft_worker.preparation import CHECKPOINTS, Worker, prepare
 from graft_worker.relay import Relay
 from graft_worker.residency import runner_name
 from graft_worker.runner import DONE_MARKER, is_kept
-from graft_worker.runners import Engaged, Room, Runners
+from graft_worker.runners import Engaged, Room
 
 logger = logging.getLogger(__name__)
 
@@ -52,27 +47,8 @@ RETRY_SECONDS = 1.0
 """Between two tries to write an outcome while Redis is away."""
 LEAVE_SECONDS = 5.0
 """How long a worker that was told to stop waits for a Redis that is away."""
-CHECKPOINTS = "checkpoints"
-"""A folder of the attempt's, the runner's to write."""
 MEMORY_FILE = "memory.json"
 """The runner's memory over its life, in the attempt's folder."""
-
-
-@dataclass(slots=True)
-class Worker:
-    """What every attempt on this host shares."""
-
-    info: HostInfo
-    """As it was told last: heartbeats put a newer one in its place."""
-    folder: HostFolder
-    settings: Settings
-    transitions: Transitions
-    quick: Transitions
-    """On connections that give up well within a lease, for what must not wait."""
-    store: Store
-    leaves: threading.Event
-    """Set when the worker shuts down: jobs are given back."""
-    runners: Runners = field(default_factory=lambda: Runners(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +82,7 @@ class Attempt:
             if (done := self._earlier_done()) is not None:
                 return self._hand_over(done)
             self._relay.log(f"attempt {self._record.token} on {self._worker.info.name}")
-            start = self._prepare()
+            start = prepare(self._worker, self._record, self._relay, self._keeper.deadline)
             if self._keeper.stop_reason is not None:
                 return self._stopped(self._keeper.stop_reason)
             last_word, exit_code = self._drive(start)
@@ -168,72 +144,6 @@ class Attempt:
                 self._relay.log(f"attempt {folder.name} had finished here; handing over its result")
                 return Done.model_validate_json(marker.read_text())
         return None
-
-    def _prepare(self) -> Start:
-        """Fetch what the runner needs from the store."""
-        record, spec = self._record, self._record.spec
-        model = data = None
-        if isinstance(spec, TrainJob):
-            model = self._fetch("models", spec.model.digest)
-            data = self._fetch("data", spec.data.digest)
-        resume = None
-        if record.resume is not None:
-            resume = self._own_checkpoint(record.resume) or self._fetched_checkpoint(record.resume)
-            self._relay.log(f"going on from step {record.resume.step}")
-        return Start(
-            job=record.id,
-            token=record.token,
-            spec=spec,
-            work_dir=str(self._dir),
-            model_dir=_text(model),
-            data_dir=_text(data),
-            resume_dir=_text(resume),
-            pause_step=record.pause_step,
-            budget_bytes=record.reserved_bytes or self._worker.info.budget_bytes,
-            memory_limit=record.memory_limit,
-            memory_factor=self._memory_factor(),
-            wired_bytes=self._worker.settings.wired_memory_bytes,
-            trained_seconds=record.progress.trained_seconds if record.progress else 0.0,
-            log_path=str(self._log_path),
-            stay_seconds=0.0 if runner_name(spec) is None else self._worker.runners.stay_seconds,
-            deadline=self._keeper.deadline,
-        )
-
-    def _own_checkpoint(self, resume: ResumePoint) -> Path | None:
-        """The folder of the checkpoint, if it was made here and still is what was put into the store."""
-        for attempt in self._worker.folder.earlier_attempts(self._record.id, self._record.token):
-            folder = attempt / CHECKPOINTS / f"step-{resume.step}"
-            try:
-                if folder.is_dir() and self._worker.store.put_folder(folder) == resume.digest:
-                    return folder
-            except (GraftError, OSError) as error:
-                logger.warning("job %s: %s is not gone on from: %s", self._record.id, folder, error)
-        return None
-
-    def _fetched_checkpoint(self, resume: ResumePoint) -> Path:
-        folder = self._dir / "resume"
-        self._worker.store.get_folder(resume.digest, folder)
-        return folder
-
-    def _memory_factor(self) -> float:
-        """By how much the estimate for such jobs was wrong on such hosts."""
-        request, info = self._record.request, self._worker.info
-        if request is None:
-            return 1.0
-        try:
-            key = LessonKey.of(request, info.chip, info.mlx)
-            return demand_factor(request, read_lesson(self._worker.quick.redis, key))
-        except RedisError as error:
-            logger.warning("job %s: the lessons cannot be read: %s", self._record.id, error)
-            return 1.0
-
-    def _fetch(self, kind: str, digest: Digest | None) -> Path | None:
-        if digest is None:
-            return None
-        folder = self._worker.folder.cache / kind / digest.removeprefix("sha256:")
-        if not folder.exists():
-            self._worker.store.get_folder(digest, folder)
-        return folder
 
     def _drive(self, start: Start) -> tuple[Done | Failed | None, int]:
         """Have a runner do the job: its last word, if it had one, and the exit code of one that ended."""
@@ -433,7 +343,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

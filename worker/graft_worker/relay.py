@@ -47,7 +47,7 @@ class Relay:
     def __init__(self, transitions: Transitions, hold: Hold, record: JobRecord, log_path: Path) -> None:
         self._transitions = transitions
         self._hold = hold
-        self._log_path = log_path
+        self.log_path = log_path
         self._log_position = 0
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self._rest_of_line = ""
@@ -109,7 +109,7 @@ class Relay:
     def log(self, text: str) -> None:
         """A line of our own in the job's log."""
         stamp = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-        with self._log_path.open("a") as log:
+        with self.log_path.open("a") as log:
             log.write(f"{stamp} {text}\n")
 
     def flush(self, is_last: bool = False) -> None:
@@ -141,7 +141,7 @@ class Relay:
         self._events.append((name, data))
 
     def _read_log(self, is_last: bool) -> None:
-        with self._log_path.open("rb") as log:
+        with self.log_path.open("rb") as log:
             log.seek(self._log_position)
             chunk = log.read(-1 if is_last else MAX_TAIL_BYTES)
         self._log_position += len(chunk)

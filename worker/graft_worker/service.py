@@ -21,9 +21,9 @@ from graft_scheduler.redis_connection import connect, reachable
 from graft_scheduler.settings import Settings, hide_password
 from graft_scheduler.store import open_store
 from graft_scheduler.transitions import Transitions
-from graft_worker.attempt import Worker
 from graft_worker.host import describe, open_folder
 from graft_worker.live_host import LiveDevice, LiveHost
+from graft_worker.preparation import Worker
 from graft_worker.probe import probe
 from graft_worker.runners import Runners
 from graft_worker.tasks import register_tasks

@@ -10,8 +10,9 @@ from graft_scheduler.records import Failure, Hold, JobRecord
 from graft_scheduler.states import FailureClass, JobId, JobState, Token
 from graft_scheduler.transitions import Ending
 from graft_worker.admission import check_id, check_record
-from graft_worker.attempt import Attempt, Ended, Worker
+from graft_worker.attempt import Attempt, Ended
 from graft_worker.lease import LeaseKeeper
+from graft_worker.preparation import Worker
 
 logger = logging.getLogger(__name__)
 

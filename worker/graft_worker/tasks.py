@@ -12,7 +12,8 @@ from redis.exceptions import RedisError
 from graft_scheduler.broker import Broker, task_name
 from graft_scheduler.errors import Fenced, NotAllowed
 from graft_scheduler.states import JobId, JobState, Token
-from graft_worker.attempt import Ended, Worker
+from graft_worker.attempt import Ended
+from graft_worker.preparation import Worker
 from graft_worker.supervisor import supervise
 
 logger = logging.getLogger(__name__)
