@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graft_scheduler.demand import Request
-from graft_scheduler.lessons import Lessons
+from graft_scheduler.lessons import Lesson, Lessons
 from graft_scheduler.rooms import (
     FETCH_BYTES_PER_SECOND,
     HostRoom,
@@ -43,6 +43,10 @@ class Kind:
         self.is_paused = sample.pause_seconds > 0
         self._lessons = lessons
         self._looks: dict[int, Look] = {}
+        self._learned: dict[tuple[str, str], Lesson | None] = {}
+        """By chip and version of MLX."""
+        self._needs: dict[tuple[str, str, str], Need] = {}
+        """By backend, chip and version of MLX, where that is all they depend on."""
         self._usual_seconds = usual_seconds(sample.request, lessons)
 
     def look(self, stand: Stand) -> Look:
@@ -70,11 +74,26 @@ class Kind:
         return self.request.weight_bytes / FETCH_BYTES_PER_SECOND if self.lacks_base(stand) else 0.0
 
     def _first_look(self, room: HostRoom) -> Look:
-        lesson = lesson_for(self.request, room, self._lessons)
-        need = need_on(self.request, room, lesson)
+        lesson = self._lesson(room)
+        need = self._need(room, lesson)
         if not self._allows(room, need):
             return Look(need, is_allowed=False, train_seconds=None)
         return Look(need, is_allowed=True, train_seconds=train_seconds(self.request, lesson))
+
+    def _lesson(self, room: HostRoom) -> Lesson | None:
+        on = (room.chip, room.mlx)
+        if on not in self._learned:
+            self._learned[on] = lesson_for(self.request, room, self._lessons)
+        return self._learned[on]
+
+    def _need(self, room: HostRoom, lesson: Lesson | None) -> Need:
+        if self.request.demands is None or room.backend not in self.request.demands:
+            return need_on(self.request, room, lesson)  # a share of that host
+        on = (room.backend, room.chip, room.mlx)
+        need = self._needs.get(on)
+        if need is None:
+            need = self._needs[on] = need_on(self.request, room, lesson)
+        return need
 
     def _allows(self, room: HostRoom, need: Need) -> bool:
         largest = room.largest_bytes

@@ -56,15 +56,17 @@ class Stand:
     running: list[Running]
     takes_new_jobs: bool
     largest_bytes: int
+    free_bytes: int = 0
+    """As `count` last found it."""
     shelf: Shelf | None = None
     version: int = 0
     """Rises with every change of what it can give."""
 
-    @property
-    def free_bytes(self) -> int:
+    def count(self) -> None:
+        """Work out what is free now."""
         room, machine = self.room, self.machine
         free = min(room.budget_bytes - self.committed_bytes, room.machine_bytes - machine.committed_bytes)
-        return free if machine.available_bytes is None else min(free, machine.available_bytes)
+        self.free_bytes = free if machine.available_bytes is None else min(free, machine.available_bytes)
 
 
 @dataclass(slots=True)
@@ -130,13 +132,18 @@ class Ledger:
             self._stand(index, room, size, classes[size])
             for index, (room, size) in enumerate(zip(rooms, sizes, strict=True))
         ]
+        for stand in self.stands:
+            stand.count()
         self.by_id: dict[HostId, Stand] = {stand.room.id: stand for stand in self.stands}
-        self.open: list[list[Shelf]] = [[] for _ in range(1 + max(classes.values(), default=-1))]
-        """Hosts with something to give when the decision began, by size class, alike ones together."""
+        self.open: list[dict[int, list[Shelf]]] = [{} for _ in range(1 + max(classes.values(), default=-1))]
+        """Hosts with something to give when the decision began, by size class and make; alike ones together,
+        those with the most free first."""
         self._fill_shelves()
         self._soonest: list[tuple[int, int, int, float, Stand]] | None = None
         self.changes: list[Stand] = []
         """Every change of what a host can give, in order."""
+        self.changed: list[dict[int, Stand]] = [{} for _ in self.open]
+        """The hosts that changed, by size class and number."""
 
     def offer(self, kind: Kind, job: JobId, priority: int, stand: Stand) -> Offer | None:
         """What the host can give to such a job now, and leave room that is kept intact."""
@@ -221,6 +228,15 @@ class Ledger:
         """The hosts as they are after this decision."""
         return [_room_after(stand) for stand in self.stands]
 
+    def dissolve(self) -> None:
+        """Let go of all of it, at the end of a decision: stands know their machine, and that knows them,
+        so that all would stay until the collector of cycles found them.
+        """
+        for machine in self._machines.values():
+            machine.stands, machine.kept = [], None
+        for stand in self.stands:
+            stand.shelf = None
+
     def _fill_shelves(self) -> None:
         shelves: dict[tuple[frozenset[str], tuple[int, ...]], Shelf] = {}
         for stand in sorted(self.stands, key=lambda stand: stand.room.id):
@@ -233,16 +249,21 @@ class Ledger:
             shelf = shelves.get(key)
             if shelf is None:
                 shelf = shelves[key] = Shelf(stand.free_bytes, [])
-                self.open[stand.size_class].append(shelf)
+                self.open[stand.size_class].setdefault(stand.make, []).append(shelf)
             shelf.stands.append(stand)
             stand.shelf = shelf
+        for makes in self.open:
+            for alike_made in makes.values():
+                alike_made.sort(key=lambda shelf: -shelf.free_bytes)
 
     def _changed(self, machine: Machine) -> None:
         if machine.kept is not None:
             foresee(machine.kept)
         for stand in machine.stands:
+            stand.count()
             stand.version += 1
             self.changes.append(stand)
+            self.changed[stand.size_class][stand.index] = stand
 
     def _stand(self, index: int, room: HostRoom, largest_bytes: int, size_class: int) -> Stand:
         machine = self._machines.get(room.machine_id)
@@ -348,8 +369,13 @@ def _beside(kept: Kept, kind: Kind, stand: Stand) -> tuple[JobId | None, int | N
 
 
 def _first_end(machine: Machine) -> float:
-    ends = (one.seconds_left for stand in machine.stands for one in stand.running)
-    return min((LONG_SECONDS if at is None else min(at, LONG_SECONDS) for at in ends), default=0.0)
+    first, is_idle = LONG_SECONDS, True
+    for stand in machine.stands:
+        for one in stand.running:
+            is_idle = False
+            if one.seconds_left is not None and one.seconds_left < first:
+                first = one.seconds_left
+    return 0.0 if is_idle else first
 
 
 def _make(room: HostRoom, largest_bytes: int) -> Make:

@@ -7,8 +7,10 @@ the room, or will surely have ended before.
 
 from __future__ import annotations
 
+import gc
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ PRIORITY_STEP = 10**13
 """As in `submit.lua`: an order in the queue is priority times this, plus the number of the submission."""
 NEW_RESERVATIONS = 4
 """Made in one decision at most: each looks at every host. The next decision makes the next ones."""
-MOST_PLACEMENTS = 250
+MOST_PLACEMENTS = 150
 """In one decision, so that it never takes long; the next one follows at once."""
 NOTHING_LEARNED: Mapping[LessonKey, Lesson] = {}
 
@@ -100,6 +102,25 @@ def group(pending: Iterable[PendingJob]) -> list[Group]:
 
 def place_groups(groups: Sequence[Group], hosts: Sequence[HostRoom], lessons: Lessons) -> Decision:
     """As `place`, for jobs that are grouped already."""
+    with _collector_paused():
+        return _decide(groups, hosts, lessons)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """What a decision makes is gone at its end without the collector of cycles, which would look through
+    the whole process meanwhile, for longer than the decision takes.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _decide(groups: Sequence[Group], hosts: Sequence[HostRoom], lessons: Lessons) -> Decision:
     ledger = Ledger(hosts)
     turns = [_Turn(one, ledger, lessons) for one in groups if one.jobs]
     turns.sort(key=lambda turn: turn.next_job)
@@ -127,7 +148,9 @@ def place_groups(groups: Sequence[Group], hosts: Sequence[HostRoom], lessons: Le
             break  # nobody may overtake those that were not looked at
     placed = {placement.job for placement in placements}
     kept = [one for one in ledger.reservations() if one.job not in placed]
-    return Decision(placements, kept, ledger.rooms(), is_partial or reservations.is_unsettled)
+    decision = Decision(placements, kept, ledger.rooms(), is_partial or reservations.is_unsettled)
+    ledger.dissolve()
+    return decision
 
 
 @dataclass(slots=True)
@@ -204,15 +227,17 @@ class _Turn:
     def _rank(self, size_class: int, job: Queued) -> list[Entry]:
         """One of each shelf will do, the first by its id, unless the job has a host to avoid."""
         ranking: list[Entry] = []
-        for shelf in self.ledger.open[size_class]:
-            look = self.kind.look(shelf.stands[0])
-            if not look.is_allowed or look.need.least_bytes > shelf.free_bytes:
+        for shelves in self.ledger.open[size_class].values():
+            look = self.kind.look(shelves[0].stands[0])
+            if not look.is_allowed:
                 continue
-            for stand in [shelf.first()] if self.kind.avoid is None else shelf.all():
-                self._push(ranking, stand, job)
-        for stand in {one.index: one for one in self.ledger.changes}.values():
-            if stand.size_class == size_class:
-                self._push(ranking, stand, job)
+            for shelf in shelves:
+                if shelf.free_bytes < look.need.least_bytes:
+                    break
+                for stand in [shelf.first()] if self.kind.avoid is None else shelf.all():
+                    self._push(ranking, stand, job)
+        for stand in self.ledger.changed[size_class].values():
+            self._push(ranking, stand, job)
         return ranking
 
     def _push(self, ranking: list[Entry], stand: Stand | None, job: Queued) -> None:

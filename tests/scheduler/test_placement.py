@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
+from graft_scheduler.ledger import Machine, Shelf, Stand
 from graft_scheduler.lessons import Lesson, LessonKey
 from graft_scheduler.placement import Decision, place
 from graft_scheduler.rooms import HostRoom, PendingJob
@@ -223,3 +225,18 @@ def test_the_hosts_after_the_decision_show_what_was_given_out() -> None:
 
     assert (after.used_slots, after.committed_bytes, after.available_bytes) == (1, 6 * GIB, GIB)
     assert [one.job for one in after.running] == [JobId("j")]
+
+
+def test_a_decision_leaves_nothing_to_the_collector_of_cycles() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        decision = place([job("a", 6), job("b", 6), job("c", 1)], [room("one", 8), room("two", 4)])
+        assert decision.placements
+        assert decision.reservations
+        assert [one for one in gc.get_objects() if isinstance(one, Machine | Shelf | Stand)] == []
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    place([], [])
+    assert gc.isenabled()
