@@ -1,6 +1,6 @@
 """A study against the same settings by `mlx_lm.lora`, one after another, on the same machine.
 
-    python benchmarks/study.py [--quick] [--seeds N] [--service] [--idle]
+    python benchmarks/study.py [--quick] [--seeds N] [--first-seed N] [--losses] [--service] [--idle]
 
 A random Llama (4 blocks of 256) learns synthetic rows of skewed lengths. A study proposes settings at
 random (learning rate, rank, dropout); one worker trains them, first without pruning and then with
@@ -8,12 +8,15 @@ successive halving, which draws the same ones. Then `mlx_lm.lora` trains each of
 own, as a person's loop would. The best adapters are measured by one evaluator on the same rows.
 
 `makespan_speedup` is mlx-lm's time over the pruned study's, from the submit to its end,
-`makespan_speedup_unpruned` over the other's; `warm_start_share` is the time from one trial's end to the end
-of the next one's first step, over that of the first trial, from its placement; `best_loss_difference` is
-ours less theirs, of the pruned study. In full each trial of mlx-lm takes at least 20 times its own start,
-and figures are medians of five seeds: several hours. `--quick` has 6 short trials and one seed.
-`--service` measures the service alone at 2,000 trials instead; `--idle` how long a worker of four on this
-machine stands still while a trial waits for a host.
+`makespan_speedup_unpruned` over the other's; `warm_start_share` is the time from one trial's end to where
+the next one's first step begins, over that of the first trial, from its placement, and
+`warm_start_share_with_first_step` the same to that step's end; `best_loss_difference` is ours less theirs,
+of the pruned study; `trial_over_cold_start` is a trial of mlx-lm over its own start, its first step
+included. In full that is at least 20, and figures are medians of five seeds: 75 minutes each, so
+`--first-seed` lets them be run one at a time. `--quick` has 6 short trials and one seed. `--losses`
+measures the losses only, with many processes at a time. `--service` measures the service alone at 2,000
+trials instead; `--idle` how long a worker of four on this machine stands still while a trial waits for a
+host.
 
 On the CPU neither side compiles, and OpenBLAS is preloaded for both where it is installed. Explains itself on
 stderr; the last line of stdout is one JSON object.
@@ -35,13 +38,16 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import metadata
 from itertools import pairwise
 from typing import Any
 
 import psutil
 
-from benchmarks.throughput import OPENBLAS, VALID_ROWS, Case, evaluate, prepare
+from benchmarks.throughput import OPENBLAS, Case, evaluate, prepare
 from graft_scheduler.client import Client
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.studies.handle import StudyHandle
@@ -53,7 +59,9 @@ SEARCH = {
     "dropout": [0.0, 0.05],
 }
 SCALE = 2.0
-FULL, QUICK = Case(8192, 4, "skewed", 135, 512), Case(2048, 2, "skewed", 27, 128)
+FULL, QUICK = Case(2048, 2, "skewed", 243, 256), Case(2048, 2, "skewed", 27, 128)
+EVALUATED_ROWS = 8
+"""By both sides, in a trial; the best adapters are measured on all that `prepare` wrote."""
 
 
 def main() -> None:
@@ -61,6 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ends within 5 minutes on 2 cores")
     parser.add_argument("--seeds", type=int, help="how many studies; default 5, with --quick 1")
+    parser.add_argument("--first-seed", type=int, default=0, help="the others follow it")
+    parser.add_argument("--losses", type=int, metavar="PROCESSES", help="only the losses, so many at a time")
     parser.add_argument("--trials", type=int, help="of each study; default 24, with --quick 6")
     parser.add_argument("--service", action="store_true", help="only the service, at 2,000 trials")
     parser.add_argument("--idle", action="store_true", help="only how long four workers stand still")
@@ -80,11 +90,32 @@ def main() -> None:
     else:
         count = options.seeds or (1 if options.quick else 5)
         trials = options.trials or (6 if options.quick else 24)
-        found = [one_seed(QUICK if options.quick else FULL, seed, trials) for seed in range(count)]
+        case, seeds = QUICK if options.quick else FULL, range(options.first_seed, options.first_seed + count)
+        if options.losses:
+            found = [losses(case, seed, trials, options.losses) for seed in seeds]
+        else:
+            found = [one_seed(case, seed, trials) for seed in seeds]
         figures = {name: round(statistics.median(one[name] for one in found), 4) for name in found[0]}
     machine = {"system": platform.platform(), "cores": psutil.cpu_count(), "openblas": OPENBLAS.exists()}
     versions = {name: metadata.version(name) for name in ("mlx-graft", "mlx", "mlx-lm", "optuna")}
     print(json.dumps({"benchmark": "study", "figures": figures, "machine": machine, "versions": versions}))
+
+
+@contextmanager
+def fleet_of(folder: Path, workers: int) -> Iterator[Client]:
+    """A client of so many workers on this machine."""
+    server = RedisServer(folder / "redis")
+    server.start()
+    fleet = Fleet(folder, server, lease_seconds=60.0, claim_seconds=10.0)
+    try:
+        fleet.start_scheduler()
+        for number in range(workers):
+            fleet.start_worker(f"w{number}")
+        fleet.wait_for_hosts(workers)
+        yield fleet.client()
+    finally:
+        fleet.stop()
+        server.stop()
 
 
 def one_seed(case: Case, seed: int, trials: int) -> dict[str, float]:
@@ -92,35 +123,43 @@ def one_seed(case: Case, seed: int, trials: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, case, large=False)
-        server = RedisServer(folder / "redis")
-        server.start()
-        fleet = Fleet(folder, server, lease_seconds=60.0, claim_seconds=10.0)
-        try:
-            fleet.start_scheduler()
-            fleet.start_worker("one")
-            fleet.wait_for_hosts(1)
-            client = fleet.client()
+        with fleet_of(folder, 1) as client:
             unpruned = run_study(client, folder, case, seed, trials, "none")
+            unpruned_seconds = makespan(unpruned)
+            say(f"seed {seed}: unpruned {unpruned_seconds:.0f} s")
             settings = settings_of(unpruned)
-            warm = warm_start_share(client, unpruned)
+            shares = warm_start_shares(client, unpruned)
             pruned = run_study(client, folder, case, seed, trials, "halving")
+            pruned_seconds = makespan(pruned)
+            say(f"seed {seed}: pruned {pruned_seconds:.0f} s")
             assert settings_of(pruned) == settings, "the sampler drew other settings"
             ours = best_loss(client, folder, pruned)
-        finally:
-            fleet.stop()
-            server.stop()
+            whole = best_loss(client, folder, unpruned)
         seconds, theirs, start_share = run_loop(folder, settings)
     figures = {
-        "makespan_speedup": seconds / makespan(pruned),
-        "makespan_speedup_unpruned": seconds / makespan(unpruned),
-        "warm_start_share": warm,
+        "makespan_speedup": seconds / pruned_seconds,
+        "makespan_speedup_unpruned": seconds / unpruned_seconds,
+        **shares,
         "best_loss_difference": ours - theirs,
+        "best_loss_difference_unpruned": whole - theirs,
         "trial_over_cold_start": 1 / start_share,
     }
-    spans = f"unpruned {makespan(unpruned):.0f} s, pruned {makespan(pruned):.0f} s"
-    say(f"seed {seed}: mlx-lm {seconds:.0f} s, {spans}")
-    say(f"    best loss {ours:.4f} against {theirs:.4f}; {figures}")
+    say(f"seed {seed}: mlx-lm {seconds:.0f} s, best loss {ours:.4f} against {theirs:.4f}; {figures}")
     return figures
+
+
+def losses(case: Case, seed: int, trials: int, processes: int) -> dict[str, float]:
+    """The best losses of the pruned study and of the loop, whose trainings run side by side."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, case, large=False)
+        with fleet_of(folder, 1) as client:
+            pruned = run_study(client, folder, case, seed, trials, "halving")
+            settings, ours = settings_of(pruned), best_loss(client, folder, pruned)
+        with ThreadPoolExecutor(processes) as pool:
+            found = list(pool.map(lambda one: train_theirs(folder, *one)[2], enumerate(settings)))
+    say(f"seed {seed}: best loss {ours:.4f} against {min(found):.4f}")
+    return {"best_loss_difference": ours - min(found)}
 
 
 def idle(trials: int) -> dict[str, float]:
@@ -129,20 +168,9 @@ def idle(trials: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, case, large=False)
-        server = RedisServer(folder / "redis")
-        server.start()
-        fleet = Fleet(folder, server, lease_seconds=60.0, claim_seconds=10.0)
-        try:
-            fleet.start_scheduler()
-            for number in range(4):
-                fleet.start_worker(f"w{number}")
-            fleet.wait_for_hosts(4)
-            client = fleet.client()
+        with fleet_of(folder, 4) as client:
             handle = run_study(client, folder, case, 0, trials, "halving", parallel=4)
             busy, queued = spans_of(client, handle)
-        finally:
-            fleet.stop()
-            server.stop()
     gaps = [(before[1], after[0]) for one in busy.values() for before, after in pairwise(sorted(one))]
     idle = [min(gap[1], wait[1]) - max(gap[0], wait[0]) for gap in gaps for wait in queued]
     say(f"{len(gaps)} gaps on {len(busy)} workers; a trial was queued for at most {max(idle):.2f} s of one")
@@ -184,7 +212,7 @@ def run_study(
             "batch_size": case.batch_size,
             "steps": case.steps,
             "max_length": case.max_length,
-            "evaluation": {"every": case.steps // 3, "rows": VALID_ROWS},
+            "evaluation": {"every": case.steps // 3, "rows": EVALUATED_ROWS},
             "checkpoint": {"every": case.steps},
         }
     )
@@ -210,45 +238,55 @@ def makespan(handle: StudyHandle) -> float:
     return record.ended_at - record.created_at
 
 
-def warm_start_share(client: Client, handle: StudyHandle) -> float:
-    """From the end of one trial to the end of the next one's first step, over that of the first, cold."""
+def warm_start_shares(client: Client, handle: StudyHandle) -> dict[str, float]:
+    """From the end of one trial to where the next one's first step begins, and to its end, over the same
+    of the first, which was cold.
+    """
     spans = []
     for trial in handle.studies.trials(handle.record()):
         record = client.get(trial.user_attrs["job"])
-        if record.result is None or trial.user_attrs.get("duplicate_of") is not None:
+        result = record.result
+        if result is None or trial.user_attrs.get("duplicate_of") is not None:
             continue
         at = {event.name: event.at for event in client.events(record.id)}
-        first = record.result.first_step_seconds or 0.0
-        spans.append((at["placed"], at["running"], first, at["completed"]))
+        step = (result.tokens or 0) / (result.tokens_per_second or 1.0) / (result.steps or 1)
+        stepped_at = at["running"] + (result.first_step_seconds or 0.0)
+        spans.append((at["placed"], stepped_at - step, stepped_at, at["completed"]))
     spans.sort()
-    cold = spans[0][1] - spans[0][0] + spans[0][2]
-    gaps = [after[1] + after[2] - before[3] for before, after in pairwise(spans)]
-    say(f"cold start {cold:.2f} s; warm {', '.join(f'{gap:.2f}' for gap in gaps)}")
-    return statistics.median(gaps) / cold
+    shares = {}
+    for name, place in (("warm_start_share", 1), ("warm_start_share_with_first_step", 2)):
+        cold = spans[0][place] - spans[0][0]
+        gaps = [after[place] - before[3] for before, after in pairwise(spans)]
+        say(f"{name}: cold {cold:.2f} s; warm {', '.join(f'{gap:.2f}' for gap in gaps)}")
+        shares[name] = statistics.median(gaps) / cold
+    return shares
 
 
 def best_loss(client: Client, folder: Path, handle: StudyHandle) -> float:
     """Validation loss of the study's adapter."""
     job = handle.record().final_job
     assert job is not None
-    adapter = client.pull(job, folder / "ours")
+    adapter = client.pull(job, folder / f"ours-{handle.record().name}")
     return float(run_child("evaluate", folder, {"adapter": str(adapter)})["loss"])
 
 
 def run_loop(folder: Path, settings: list[dict[str, Any]]) -> tuple[float, float, float]:
     """The settings by mlx-lm: seconds of all, the best loss, and the share of a trial that is its start."""
-    seconds, losses, shares = 0.0, [], []
-    for number, one in enumerate(settings):
-        began = time.monotonic()
-        adapter = str(folder / f"theirs-{number}")
-        answer = run_child("theirs", folder, {"adapter": adapter, **one})
-        took = time.monotonic() - began
-        seconds += took
-        shares.append(answer["start_seconds"] / took)
-        losses.append(run_child("evaluate", folder, {"adapter": adapter})["loss"])
-        start = answer["start_seconds"]
-        say(f"    mlx-lm {number}: {took:.1f} s, {start:.1f} s of them its start, loss {losses[-1]:.4f}")
-    return seconds, min(losses), statistics.median(shares)
+    found = [train_theirs(folder, number, one) for number, one in enumerate(settings)]
+    seconds, starts, losses = zip(*found, strict=True)
+    shares = [start / took for took, start in zip(seconds, starts, strict=True)]
+    return sum(seconds), min(losses), statistics.median(shares)
+
+
+def train_theirs(folder: Path, number: int, settings: dict[str, Any]) -> tuple[float, float, float]:
+    """One of the settings by mlx-lm: seconds, those of its start among them, and the loss."""
+    began = time.monotonic()
+    adapter = str(folder / f"theirs-{number}")
+    start = float(run_child("theirs", folder, {"adapter": adapter, **settings})["start_seconds"])
+    took = time.monotonic() - began
+    loss = float(run_child("evaluate", folder, {"adapter": adapter})["loss"])
+    say(f"    mlx-lm {number}: {took:.1f} s, {start:.1f} s of them its start, loss {loss:.4f}")
+    return took, start, loss
 
 
 def run_child(side: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -292,7 +330,7 @@ def train_with_mlx_lm(folder: Path, settings: dict[str, Any]) -> float:
         "train": True,
         "batch_size": case.batch_size,
         "iters": case.steps,
-        "val_batches": VALID_ROWS // case.batch_size,
+        "val_batches": EVALUATED_ROWS // case.batch_size,
         "test": False,
         "learning_rate": settings["optimizer.learning_rate"],
         "steps_per_report": 1,
