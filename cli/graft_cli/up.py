@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,14 +28,17 @@ def up(
     ] = False,
     workers: Annotated[int, typer.Option(min=1, max=64, help="So many workers, for trying.")] = 1,
     no_flower: Annotated[bool, typer.Option("--no-flower", help="Without Flower.")] = False,
+    no_gateway: Annotated[
+        bool, typer.Option("--no-gateway", help="Serve the store to no other machine.")
+    ] = False,
     name: WorkerName = None,
     slots: Slots = None,
     memory: Memory = None,
 ) -> None:
     """Start the whole service on this machine.
 
-    Redis, the scheduler, a worker and Flower; Ctrl-C stops all of it. What was accepted is kept in the
-    data folder, and the next `graft up` goes on with it.
+    Redis, the scheduler, a worker, the gateway and Flower; Ctrl-C stops all of it. What was accepted is
+    kept in the data folder, and the next `graft up` goes on with it.
     """
     from graft_cli.local_service import LocalService
 
@@ -46,7 +50,8 @@ def up(
         "slots": slots,
         "memory_bytes": memory,
     }
-    options = choose(flags, ephemeral=ephemeral, workers=workers, with_flower=not no_flower)
+    options = choose(flags, ephemeral=ephemeral, workers=workers)
+    options = replace(options, with_flower=not no_flower, with_gateway=not no_gateway)
     if options.ephemeral and options.own_redis:
         out.warning("--ephemeral: every job is forgotten when this ends")
     out.note("starting...")
@@ -58,7 +63,7 @@ def up(
         out.note("stopped")
 
 
-def choose(flags: dict[str, Any], *, ephemeral: bool, workers: int, with_flower: bool) -> LocalOptions:
+def choose(flags: dict[str, Any], *, ephemeral: bool, workers: int) -> LocalOptions:
     """What to start, given the flags and the settings.
 
     Raises:
@@ -73,7 +78,6 @@ def choose(flags: dict[str, Any], *, ephemeral: bool, workers: int, with_flower:
         own_redis=origin in {"default", "running `graft up`"},
         ephemeral=ephemeral,
         workers=workers,
-        with_flower=with_flower,
     )
 
 
@@ -86,7 +90,9 @@ def tell(service: LocalService) -> None:
     out.note("Graft is up on this machine")
     out.note()
     _line("Redis", f"{hide_password(settings.redis_url)}  ({service.redis_kind})")
-    _line("Store", settings.store_url)
+    _line("Store", hide_password(settings.store_url or settings.own_store_url))
+    if service.gateway_url is not None:
+        _line("", f"for other machines at {service.gateway_url}")
     for host in service.hosts():
         info = host.info
         _line(

@@ -25,7 +25,8 @@ from graft_scheduler.redis_connection import patiently
 from graft_scheduler.settings import Settings, load_settings
 from graft_scheduler.snapshot import forget_snapshot
 from graft_scheduler.states import JobId, JobState, StopReason
-from graft_scheduler.store import Store, open_store
+from graft_scheduler.store import Store
+from graft_scheduler.store.finding import find_store
 from graft_scheduler.submission import Submission
 from graft_scheduler.transitions import Transitions
 
@@ -99,7 +100,7 @@ class Client(Reader):
             InvalidInput: says the field, file or line and what would be right; nothing was queued.
         """
         self.ping()
-        store = self._store()
+        store = self.store()
         return JobHandle(self, self._queue(submission.prepare(job, store), store.id))
 
     def compare(
@@ -119,7 +120,7 @@ class Client(Reader):
         if name is not None:
             with self._reached():
                 refuse_known(self._redis, name)
-        store = self._store()
+        store = self.store()
         prepared = prepare_comparison(job, variants, name, store)
         jobs = tuple(self._queue(one, store.id) for one in prepared.submissions)
         return ComparisonHandle(self, prepared.name, jobs, prepared.notes)
@@ -156,7 +157,7 @@ class Client(Reader):
             InvalidInput: says the setting, the value and what would be right; nothing was queued.
         """
         self.ping()
-        return self.studies.tune(job, self._store(), search, **settings)
+        return self.studies.tune(job, self.store(), search, **settings)
 
     def plan(self, job: TrainJob) -> JobPlan:
         """What the job would take, and what each host answers to it; nothing is stored or queued.
@@ -165,7 +166,7 @@ class Client(Reader):
             InvalidInput: says the field, file or line and what would be right.
         """
         resolved = submission.resolve(job)
-        store_id = self._store().id
+        store_id = self.store().id
         with self._reached():
             rooms = fleet.read_rooms(self._redis, self._alive_seconds)
             lessons = read_lessons(self._redis)
@@ -239,7 +240,7 @@ class Client(Reader):
         record = self.get(job_id)
         if record.log is not None and record.state.is_terminal:
             try:
-                return self._store().get_bytes(record.log).decode(errors="replace").splitlines()
+                return self.store().get_bytes(record.log).decode(errors="replace").splitlines()
             except (StoreError, Unreachable):
                 pass  # the lines that Redis still has are better than none
         return [line for _, line in self._new_lines(record.id, "0")]
@@ -317,7 +318,7 @@ class Client(Reader):
         record = self.get(job_id)
         if record.adapter is None:
             raise Conflict(f"job {record.id} is {record.state.shown} and has no adapter to pull")
-        self._store().get_folder(record.adapter, destination)
+        self.store().get_folder(record.adapter, destination)
         return destination
 
     def _queue(self, prepared: Submission, store_id: str) -> JobId:
@@ -335,8 +336,13 @@ class Client(Reader):
             self._redis.lpush(keys.WAKE, 1)
         return self._host(record.info.id)
 
-    def _store(self) -> Store:
-        return open_store(self.settings.store_url)
+    def store(self) -> Store:
+        """Where the fleet's data, models and adapters are.
+
+        Raises:
+            NotAllowed: a gateway refuses the token.
+        """
+        return find_store(self.settings, self._redis)
 
     def _broker(self) -> Any:
         from graft_scheduler.broker import Broker, make_app  # celery takes 0.4 s to import

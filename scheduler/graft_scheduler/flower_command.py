@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import secrets
 import sys
-from ipaddress import ip_address
 from pathlib import Path
 
+from graft_scheduler.addresses import is_loopback
 from graft_scheduler.broker import make_app
 from graft_scheduler.errors import GraftError, NotAllowed, Unreachable
 from graft_scheduler.redis_connection import connect, reachable
@@ -54,16 +54,6 @@ def check_password(settings: Settings) -> str:
             "set GRAFT_FLOWER_PASSWORD first"
         )
     return secrets.token_urlsafe(12)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if address == "localhost":
-        return True
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def serve(settings: Settings, password: str) -> None:

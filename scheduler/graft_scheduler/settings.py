@@ -31,7 +31,14 @@ class Settings:
     """Where the services are and how this machine takes part."""
 
     redis_url: str
-    store_url: str
+    store_url: str | None
+    """Absent: the gateway that Redis names, else `own_store_url`."""
+    store_token: str | None
+    gateway_host: str | None
+    gateway_address: str
+    gateway_port: int
+    gateway_folder: Path | None
+    gateway_quota_bytes: int | None
     data_dir: Path
     host_name: str | None
     slots: int
@@ -47,6 +54,11 @@ class Settings:
     flower_user: str
     flower_password: str | None
     allow_remote_code: bool
+
+    @property
+    def own_store_url(self) -> str:
+        """The folder on this machine that is the store where no other is named."""
+        return (self.data_dir / "store").absolute().as_uri()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +149,25 @@ def positive_int(text: str) -> int:
 
 OPTIONS: dict[str, Option] = {
     "redis_url": Option(str, "redis://127.0.0.1:6379/0", "the Redis of the fleet"),
-    "store_url": Option(str, None, "where data sets, models and adapters are kept (file://...)"),
+    "store_url": Option(
+        str,
+        None,
+        "where data sets, models and adapters are kept, file:///PATH or a gateway, http://HOST:PORT; when "
+        "absent the gateway that Redis names, else `store` in the data folder",
+    ),
+    "store_token": Option(str, None, "what a gateway asks for; several with commas between", is_secret=True),
+    "gateway_host": Option(
+        str,
+        None,
+        "by which others reach the gateway; `redis` for the one by which they reach Redis; when absent, that "
+        "one if Redis is on this machine, else this machine's address",
+    ),
+    "gateway_address": Option(str, "127.0.0.1", "address the gateway listens on"),
+    "gateway_port": Option(positive_int, 8470, "port the gateway listens on"),
+    "gateway_folder": Option(Path, None, "what the gateway serves; `store` in the data folder when absent"),
+    "gateway_quota_bytes": Option(
+        parse_bytes, None, "what the gateway's folder may hold; the disk when absent"
+    ),
     "data_dir": Option(Path, Path(platformdirs.user_data_dir("graft")), "this machine's own files"),
     "host_name": Option(str, None, "name of this worker; the machine's name when absent"),
     "slots": Option(positive_int, 1, "jobs that may run at once on this worker, if they fit together"),
@@ -190,9 +220,6 @@ def resolve_settings(flags: Mapping[str, Any] | None = None) -> dict[str, Resolv
     layers.append(("running `graft up`", running_up(data_dir)))
     for name in OPTIONS:
         resolved[name] = _resolve_one(name, layers)
-    if resolved["store_url"].value is None:
-        default = (data_dir / "store").absolute().as_uri()
-        resolved["store_url"] = Resolved("store_url", default, "default", OPTIONS["store_url"])
     return resolved
 
 

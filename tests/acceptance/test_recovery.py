@@ -17,7 +17,6 @@ from graft_scheduler.jobs import CountJob
 from graft_scheduler.leader import Scheduler
 from graft_scheduler.redis_connection import connect
 from graft_scheduler.states import HostId, JobId, JobState, Token
-from graft_scheduler.store import open_store
 from graft_scheduler.transitions import Transitions
 from tests.services import Fleet, Service, eventually, has_left
 
@@ -215,7 +214,7 @@ def test_records_that_nobody_can_read_stop_neither_queue_nor_listing(fleet: Flee
         transitions = Transitions(redis)
         for service in fleet.services:  # lest one of them reads a record before it is spoiled
             service.signal(signal.SIGSTOP)
-        store_id = open_store(client.settings.store_url).id
+        store_id = client.store().id
         for number, name in enumerate(("badsize", "badspec"), start=1):
             request = Request(demands={"cpu": Demand.of(number)}, store_id=store_id)
             transitions.submit(JobId(name), CountJob(), request)

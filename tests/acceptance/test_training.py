@@ -74,6 +74,8 @@ def test_a_fine_tune_learns_and_its_adapter_loads_in_stock_mlx_lm(
 def test_a_fine_tune_whose_worker_was_killed_ends_with_the_same_weights_to_the_bit(
     fleet: Fleet, tiny_base: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
+    """The hosts share no folder: model, data and checkpoint come to them through the gateway."""
+    gateway = fleet.start_gateway()
     fleet.start_scheduler()
     workers = {name: fleet.start_worker(name) for name in ("one", "two")}
     fleet.wait_for_hosts(2)
@@ -91,6 +93,8 @@ def test_a_fine_tune_whose_worker_was_killed_ends_with_the_same_weights_to_the_b
 
     assert record.state is JobState.COMPLETED
     assert record.token == 2
+    assert gateway.is_alive
+    assert not (fleet.folder / "store").exists()
     before, after = pulled(client, undisturbed, tmp_path), pulled(client, record, tmp_path)
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)

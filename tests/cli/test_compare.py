@@ -140,7 +140,7 @@ def test_results_are_a_table_a_recommendation_and_a_picture(
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "weights").write_bytes(bytes(3 * MIB))
     with Client() as client:
-        adapter = client._store().put_folder(tmp_path / "adapter")
+        adapter = client.store().put_folder(tmp_path / "adapter")
     end(redis, lora, completed(4.00, 200, adapter))
     end(redis, small, completed(4.02, 100))
 

@@ -24,7 +24,7 @@ NEEDED = ("-m", str(samples.base_model()), "-d", str(samples.data_folder()))
 def register(redis: Redis, name: str, memory: int, **changes: object) -> None:
     """A host that reports."""
     with Client() as client:
-        store_id = client._store().id
+        store_id = client.store().id
     info = HostInfo(
         id=HostId(name),
         name=name,

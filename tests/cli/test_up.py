@@ -97,6 +97,13 @@ def test_flower_for_others_needs_a_password(graft: Graft) -> None:
     assert "GRAFT_FLOWER_PASSWORD" in run.stderr
 
 
+def test_a_gateway_for_others_needs_a_token(graft: Graft) -> None:
+    run = graft("gateway", "--address", "0.0.0.0")
+
+    assert run.code == 4
+    assert "GRAFT_STORE_TOKEN" in run.stderr
+
+
 @pytest.mark.processes
 def test_a_redis_in_python_does_where_no_server_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

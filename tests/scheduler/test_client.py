@@ -69,7 +69,7 @@ def register(redis: Redis, client: Client, **changes: object) -> None:
         name="mac",
         machine_id="m",
         boot="b",
-        store_id=client._store().id,
+        store_id=client.store().id,
         budget_bytes=1 << 30,
         machine_bytes=1 << 30,
         slots=1,
@@ -265,7 +265,7 @@ def test_a_log_is_whole_once_the_job_has_ended(
     assert token is not None
     held = Hold(handle.id, token, "nonce")
     transitions.claim(held, HostId("h1"), "b", 60)
-    log = client._store().put_bytes(b"first\nlast\n")
+    log = client.store().put_bytes(b"first\nlast\n")
 
     transitions.finish(held, HostId("h1"), Ending(JobState.COMPLETED, "completed", log=log))
 

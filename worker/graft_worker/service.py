@@ -19,7 +19,7 @@ from graft_scheduler.broker import Broker, make_app, node_name
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.redis_connection import connect, reachable
 from graft_scheduler.settings import Settings, hide_password
-from graft_scheduler.store import open_store
+from graft_scheduler.store.finding import find_store
 from graft_scheduler.transitions import Transitions
 from graft_worker.host import describe, open_folder
 from graft_worker.live_host import LiveDevice, LiveHost
@@ -59,7 +59,7 @@ def serve(settings: Settings) -> int:
 
 def _prepare(settings: Settings, redis: Redis) -> tuple[Worker, LiveHost]:
     folder = open_folder(settings)
-    store = open_store(settings.store_url)
+    store = find_store(settings, redis)
     device = probe()
     if device.error is not None:
         raise InvalidInput(f"this machine cannot train: {device.error}")

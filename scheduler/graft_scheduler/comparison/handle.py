@@ -12,7 +12,6 @@ from graft_scheduler.comparison.row import Row
 from graft_scheduler.errors import GraftError
 from graft_scheduler.records import JobRecord
 from graft_scheduler.states import Digest, JobId
-from graft_scheduler.store import open_store
 
 if TYPE_CHECKING:
     from graft_scheduler.client import Client
@@ -59,7 +58,7 @@ class ComparisonHandle:
         sizes: dict[Digest, int] = {}
         for digest in {record.adapter for record in records if record.adapter}:
             try:
-                sizes[digest] = open_store(self.client.settings.store_url).folder_bytes(digest)
+                sizes[digest] = self.client.store().folder_bytes(digest)
             except GraftError:
                 continue
         return sizes

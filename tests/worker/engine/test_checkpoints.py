@@ -406,7 +406,7 @@ def test_a_kill_at_any_of_20_moments_changes_nothing(
         steps=45,
         adapter={"rank": 4, "dropout": 0.3},
         checkpoint={"every": 1, "keep": 3, "output": "best"},
-        evaluation={"every": 3},
+        evaluation={"every": 9},
     )
     output, survivors = tmp_path / "killed", []
     child = subprocess.Popen([sys.executable, "-c", RUN, job.model_dump_json(), str(output)])
