@@ -7,6 +7,9 @@ PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
 # Tests with processes mostly wait: three at a time keep two cores busy.
 PARALLEL := -n 3 --dist worksteal
 
+# Hundreds of processes start in the tests: each would compile all that it imports, where this is set.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check check-fast format lint types imports coverage soak clean install
 
 demo: install
