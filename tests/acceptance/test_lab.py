@@ -172,11 +172,12 @@ def test_a_fine_tune_travels_through_the_gateway_alone(lab: Lab, tiny_base: Path
     eventually(lambda: len(laptop.graft("hosts")) == 2, 60, "two hosts")
 
     job = laptop.graft(
-        "train", "-m", str(base), "-d", str(data), "--steps", "400", "--batch-size", "2",
-        "--set", "checkpoint.every=20",
+        "train", "-m", str(base), "-d", str(data), "--steps", "1200", "--batch-size", "2",
+        "--set", "checkpoint.every=150",
     )["id"]  # fmt: skip
     eventually(lambda: laptop.graft("show", job)["resume"], 60, "a checkpoint")
     first = laptop.graft("show", job)["host"]
+    assert laptop.graft("show", job)["state"] == "running"
     workers[first].send_signal(signal.SIGKILL)
     record = laptop.graft("wait", job)
 
