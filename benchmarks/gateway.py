@@ -33,7 +33,7 @@ import psutil
 
 from graft_scheduler.store import Store, open_store
 from graft_scheduler.store.folder import FolderDepot
-from tests.services import eventually, free_port, gateway_answers
+from tests.services import eventually, free_port, listens
 
 MIB = 1 << 20
 SMALL_MIB = 20
@@ -61,7 +61,7 @@ def measure(large_mib: int, runs: int) -> dict[str, float]:
         loop = multiprocessing.get_context("spawn").Process(target=serve_plainly, args=(folder, loop_port))
         loop.start()
         try:
-            eventually(lambda: gateway_answers(port) and gateway_answers(loop_port), 30)
+            eventually(lambda: listens(port) and listens(loop_port), 30)
             store = open_store(f"http://127.0.0.1:{port}", TOKEN)
             both_ways(store, folder, SMALL_MIB)
             small_bytes = psutil.Process(gateway.pid).memory_info().rss

@@ -37,7 +37,7 @@ def eventually(probe: Callable[[], T], timeout_seconds: float = DEADLINE_SECONDS
     return answer
 
 
-def gateway_answers(port: int) -> bool:
+def listens(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
@@ -195,7 +195,7 @@ class Fleet:
         port = free_port()
         self.store = {"GRAFT_STORE_URL": f"http://127.0.0.1:{port}", "GRAFT_STORE_TOKEN": "a token"}
         gateway = self._start("gateway", ["-m", "graft_scheduler.gateway"], {"GRAFT_GATEWAY_PORT": str(port)})
-        eventually(lambda: gateway_answers(port), what="the gateway answers")
+        eventually(lambda: listens(port), what="the gateway answers")
         return gateway
 
     def start_worker(self, name: str = "one", *arguments: str) -> Service:

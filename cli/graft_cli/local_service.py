@@ -150,7 +150,8 @@ class LocalService:
 
         port = redis_server.free_port(self.settings.gateway_port)
         self.gateway_url = http_url(self.settings.gateway_address, port)
-        self._start_python("gateway", processes.GATEWAY, {"gateway_port": port}, GATEWAY_GRACE_SECONDS)
+        flags = {"gateway_port": port, "gateway_folder": self.settings.own_store}
+        self._start_python("gateway", processes.GATEWAY, flags, GATEWAY_GRACE_SECONDS)
 
     def _start_scheduler(self) -> None:
         self._start_python("scheduler", processes.SCHEDULER, {}, SCHEDULER_GRACE_SECONDS)

@@ -89,6 +89,9 @@ def gateway(
     data_dir: DataDir = None,
 ) -> None:
     """Serve the store to machines without a shared disk; GRAFT_STORE_TOKEN is what it asks for."""
+    from graft_scheduler.addresses import http_url
+    from graft_scheduler.gateway.serving import check_tokens, served_folder
+
     flags = {
         "gateway_folder": folder,
         "gateway_address": address,
@@ -96,9 +99,6 @@ def gateway(
         "gateway_quota_bytes": quota,
         "data_dir": data_dir,
     }
-    from graft_scheduler.addresses import http_url
-    from graft_scheduler.gateway.serving import check_tokens, served_folder
-
     settings = checked(flags)
     asks = "asks for the token" if check_tokens(settings) else "asks for no token"
     url = http_url(settings.gateway_address, settings.gateway_port)

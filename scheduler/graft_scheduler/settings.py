@@ -56,9 +56,14 @@ class Settings:
     allow_remote_code: bool
 
     @property
-    def own_store_url(self) -> str:
+    def own_store(self) -> Path:
         """The folder on this machine that is the store where no other is named."""
-        return (self.data_dir / "store").absolute().as_uri()
+        return (self.data_dir / "store").absolute()
+
+    @property
+    def own_store_url(self) -> str:
+        """Its `store_url`."""
+        return self.own_store.as_uri()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from graft_scheduler.store.depots import Source
 from graft_scheduler.store.folder import FolderDepot
 from graft_scheduler.store.gateway import GatewayDepot
 from graft_scheduler.store.writers import WRITER
-from tests.services import eventually, free_port
+from tests.services import eventually, free_port, listens
 
 pytestmark = pytest.mark.processes
 TOKEN = "open sesame"
@@ -467,14 +467,9 @@ def test_a_connection_to_a_server_that_is_no_gateway_is_told_as_such(tmp_path: P
     command = [sys.executable, "-m", "http.server", str(port := free_port()), "--bind", "127.0.0.1"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        eventually(lambda: _listens(port), 10, "it listens")
+        eventually(lambda: listens(port), 10, "it listens")
         with pytest.raises(StoreError, match=r"404|no gateway"):
             GatewayDepot.connect(f"http://127.0.0.1:{port}")
     finally:
         process.kill()
         process.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -28,7 +28,7 @@ SAME_AS_REDIS = "redis"
 
 def served_folder(settings: Settings) -> Path:
     """What it serves: what is named, else the store in the data folder."""
-    return (settings.gateway_folder or settings.data_dir / "store").expanduser().absolute()
+    return (settings.gateway_folder or settings.own_store).expanduser().absolute()
 
 
 def check_tokens(settings: Settings) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,7 +88,7 @@ class Store:
             StoreError: it is missing or damaged.
         """
         data = b"".join(self._depot.read(digest))
-        if (actual := f"sha256:{hashlib.sha256(data).hexdigest()}") != digest:
+        if (actual := Source.of_bytes(data).digest) != digest:
             raise self._damaged(digest, actual)
         return data
 
@@ -144,19 +143,9 @@ class Store:
 
     def _complete(self, digest: Digest, partial: Partial) -> None:
         """Bring what is missing of the blob, and see that the whole is right."""
-        is_continued = partial.size > 0
-        self._bring(digest, partial)
-        if partial.digest != digest and is_continued:
-            partial.restart()
-            self._bring(digest, partial)
-        if partial.digest != digest:
+        if not partial.fill(digest, lambda start: self._depot.read(digest, start)):
             remove(partial.path)
             raise self._damaged(digest, partial.digest)
-        partial.flush()
-
-    def _bring(self, digest: Digest, partial: Partial) -> None:
-        for chunk in self._depot.read(digest, partial.size):
-            partial.append(chunk)
 
     def _damaged(self, digest: Digest, actual: str) -> StoreError:
         place = self._depot.locate(digest)

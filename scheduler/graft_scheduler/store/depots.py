@@ -115,6 +115,11 @@ def check_digest(digest: Digest) -> str:
     raise InvalidInput(f"{digest!r} is not a digest; it must be `sha256:` and 64 hexadecimal digits")
 
 
+def absent(digest: Digest, place: str) -> StoreError:
+    """What to raise for a blob that is not there."""
+    return StoreError(f"{digest} is not in store {place}; store it again, or check `store_url`")
+
+
 def read_file(path: Path, start: int = 0) -> Iterator[bytes]:
     """A file that somebody wants stored: what is wrong with it is theirs to mend, not the store's.
 

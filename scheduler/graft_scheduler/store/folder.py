@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from graft_scheduler.errors import StoreError, Unreachable
 from graft_scheduler.states import Digest
-from graft_scheduler.store.depots import CHUNK_BYTES, Source, check_digest
+from graft_scheduler.store.depots import CHUNK_BYTES, Source, absent, check_digest
 from graft_scheduler.store.partials import Partial, clear_abandoned, open_partial, remove
 from graft_scheduler.store.writers import WRITER
 
@@ -73,14 +73,7 @@ class FolderDepot:
     def write(self, source: Source) -> None:
         """As `Depot`; what this user's process on this machine has written before is gone on from."""
         with self.incoming(source.digest, WRITER) as partial:
-            is_continued = partial.size > 0
-            if partial.size > source.size:
-                partial.restart()
-            self._append(partial, source)
-            if partial.digest != source.digest and is_continued:
-                partial.restart()
-                self._append(partial, source)
-            if partial.digest != source.digest:
+            if not partial.fill(source.digest, source.read):
                 remove(partial.path)
                 raise source.changed()
             self.publish(partial, source.digest)
@@ -158,10 +151,6 @@ class FolderDepot:
     def _incoming_path(self, digest: Digest, writer: str) -> Path:
         return self.root / INCOMING / f"{check_digest(digest)}.{writer}"
 
-    def _append(self, partial: Partial, source: Source) -> None:
-        for chunk in source.read(partial.size):
-            partial.append(chunk)
-
     def _shared_folder(self, name: str) -> Path:
         """A folder below the root in which the whole group may store."""
         folder = self.root
@@ -175,7 +164,7 @@ class FolderDepot:
     def _missing(self, digest: Digest) -> StoreError | Unreachable:
         if not self.root.is_dir():
             return Unreachable(f"store {self.root} is not there; check that it is mounted")
-        return StoreError(f"{digest} is not in store {self.root}; store it again, or check `store_url`")
+        return absent(digest, str(self.root))
 
     @contextmanager
     def _explained(self, action: str) -> Iterator[None]:

@@ -15,7 +15,7 @@ from urllib3.response import BaseHTTPResponse
 
 from graft_scheduler.errors import GraftError, InvalidInput, NotAllowed, StoreError, Unreachable
 from graft_scheduler.states import Digest
-from graft_scheduler.store.depots import CHUNK_BYTES, Source, check_digest
+from graft_scheduler.store.depots import CHUNK_BYTES, Source, absent, check_digest
 from graft_scheduler.store.writers import WRITER
 
 CONNECT_PATIENCE_SECONDS, PATIENCE_SECONDS = 3.0, 30.0
@@ -136,7 +136,7 @@ class GatewayDepot:
             return None
         if answer.status == 404:
             answer.drain_conn()
-            raise StoreError(f"{digest} is not in store {self.place}; store it again, or check `store_url`")
+            raise absent(digest, self.place)
         self._check(answer)
         return answer
 

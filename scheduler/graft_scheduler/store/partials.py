@@ -54,9 +54,21 @@ class Partial:
         self._file.truncate()
         self._found, self.size = hashlib.sha256(), 0
 
-    def flush(self) -> None:
-        """So that others can read it."""
+    def fill(self, digest: Digest, read: Callable[[int], Iterator[bytes]]) -> bool:
+        """Add what is missing, read from where this ends; all of it once more if what was there was not the
+        beginning. Whether the whole is what `digest` names; if it is, others can read it.
+        """
+        is_continued = self.size > 0
+        self._add(read)
+        if self.digest != digest and is_continued:
+            self.restart()
+            self._add(read)
         self._file.flush()
+        return self.digest == digest
+
+    def _add(self, read: Callable[[int], Iterator[bytes]]) -> None:
+        for chunk in read(self.size):
+            self.append(chunk)
 
     def sync(self) -> None:
         """Onto the disk."""
