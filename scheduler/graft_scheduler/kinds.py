@@ -19,7 +19,7 @@ from graft_scheduler.rooms import (
 )
 
 if TYPE_CHECKING:
-    from graft_scheduler.ledger import Stand
+    from graft_scheduler.stands import Stand
 
 
 @dataclass(frozen=True, slots=True)

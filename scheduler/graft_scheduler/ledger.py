@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from graft_scheduler.foresight import LONG_SECONDS, beside_kept, foresee
 from graft_scheduler.kinds import Kind
 from graft_scheduler.rooms import (
     HostRoom,
@@ -17,99 +18,15 @@ from graft_scheduler.rooms import (
     Reservation,
     Running,
 )
+from graft_scheduler.stands import Kept, Machine, Shelf, Stand
 from graft_scheduler.states import HostId, JobId
 
-LONG_SECONDS = 7 * 86_400.0
-"""A running job of which nobody knows when it ends is taken to end after this: late, but it ends."""
-SURELY = 2.0
-"""A job surely ends before a time when twice its estimate does."""
 ALIKE = 1.1
 """Hosts whose sizes differ by no more are of one size class."""
 
 
 Make = tuple[str, str, str, int, str, bool]
 """All that a job finds on a host other than what it has to do and has cached."""
-
-
-@dataclass(slots=True)
-class Machine:
-    """What the workers of one machine share."""
-
-    committed_bytes: int
-    available_bytes: int | None
-    stands: list[Stand]
-    kept: Kept | None = None
-    """At most one job has a reservation on a machine."""
-
-
-@dataclass(slots=True)
-class Stand:
-    """A host as it stands at this point of the decision."""
-
-    index: int
-    room: HostRoom
-    machine: Machine
-    make: int
-    size_class: int
-    committed_bytes: int
-    used_slots: int
-    running: list[Running]
-    takes_new_jobs: bool
-    largest_bytes: int
-    free_bytes: int = 0
-    """As `count` last found it."""
-    shelf: Shelf | None = None
-    version: int = 0
-    """Rises with every change of what it can give."""
-
-    def count(self) -> None:
-        """Work out what is free now."""
-        room, machine = self.room, self.machine
-        free = min(room.budget_bytes - self.committed_bytes, room.machine_bytes - machine.committed_bytes)
-        self.free_bytes = free if machine.available_bytes is None else min(free, machine.available_bytes)
-
-
-@dataclass(slots=True)
-class Shelf:
-    """Hosts that were alike in all that a job looks at when the decision began, by their ids."""
-
-    free_bytes: int
-    stands: list[Stand]
-    _changed: int = 0
-    """So many of the first have changed since."""
-
-    def first(self) -> Stand | None:
-        """The first that is still as it was."""
-        while self._changed < len(self.stands) and self.stands[self._changed].version > 0:
-            self._changed += 1
-        return self.stands[self._changed] if self._changed < len(self.stands) else None
-
-    def all(self) -> list[Stand]:
-        """Those that are still as they were."""
-        return [stand for stand in self.stands if stand.version == 0]
-
-
-@dataclass(slots=True)
-class Kept:
-    """A reservation, and what it leaves to others."""
-
-    job: JobId
-    priority: int
-    stand: Stand
-    need: Need
-    starts_in_seconds: float = LONG_SECONDS
-    is_known: bool = False
-    """Whether that follows from what is known of the running jobs."""
-    host_extra: int = 0
-    """Bytes of the host that will be free beside it when it starts; of the machine; and slots."""
-    machine_extra: int = 0
-    slot_extra: int = 0
-    waits_for: JobId | None = None
-    """The last running job that must end before."""
-
-    @property
-    def bytes(self) -> int:
-        return min(self.need.most_bytes, self.stand.largest_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +76,7 @@ class Ledger:
         beside = None
         kept = stand.machine.kept
         if kept is not None and kept.job != job and priority >= kept.priority:
-            beside, extra = _beside(kept, kind, stand)
+            beside, extra = beside_kept(kept, kind, stand)
             if extra is not None:
                 most = min(most, extra)
         return Offer(min(most, need.most_bytes), beside) if need.least_bytes <= most else None
@@ -297,75 +214,6 @@ class Ledger:
 def coarse_time(seconds: float) -> int:
     """Times within a factor of two are alike."""
     return int(math.log2(1 + seconds / 60))
-
-
-def foresee(kept: Kept) -> None:
-    """Work out when the job will be able to start, and what will be free beside it then.
-
-    Jobs that were let in beside it are taken to stay for ever: they were let in because they leave
-    its room. All others end, so it waits no longer than the host takes to finish them.
-    """
-    stand, need = kept.stand, kept.need
-    room, machine = stand.room, stand.machine
-    host_free = room.budget_bytes - stand.committed_bytes
-    machine_free = room.machine_bytes - machine.committed_bytes
-    others = machine.available_bytes
-    slots = room.slots - stand.used_slots
-    seconds, known, last = 0.0, True, None
-
-    def fits() -> bool:
-        free = min(host_free, machine_free) if others is None else min(host_free, machine_free, others)
-        is_empty = machine_free >= room.machine_bytes and host_free >= room.budget_bytes
-        return slots > 0 and need.least_bytes <= free and (is_empty or not need.is_alone)
-
-    for ends_in, is_known, one, is_here in _endings(kept):
-        if fits():
-            break
-        seconds, known, last = ends_in, known and is_known, one.job
-        machine_free += one.bytes
-        others = None if others is None else others + one.bytes
-        if is_here:
-            host_free += one.bytes
-            slots += 1
-    if not fits():  # something is held that no running job accounts for, or other processes hold it
-        seconds, known, last = LONG_SECONDS, False, None
-        beside = [(one, at is stand) for at in machine.stands for one in at.running if one.beside == kept.job]
-        host_free = room.budget_bytes - sum(one.bytes for one, is_here in beside if is_here)
-        machine_free = room.machine_bytes - sum(one.bytes for one, _ in beside)
-        slots = room.slots - sum(is_here for _, is_here in beside)
-    kept.starts_in_seconds, kept.is_known, kept.waits_for = seconds, known, last
-    kept.host_extra, kept.machine_extra = host_free - kept.bytes, machine_free - kept.bytes
-    kept.slot_extra = slots - 1
-
-
-def _endings(kept: Kept) -> list[tuple[float, bool, Running, bool]]:
-    """The running jobs of the machine that will make room, in the order in which they end."""
-    found = [
-        (
-            LONG_SECONDS if one.seconds_left is None else min(one.seconds_left, LONG_SECONDS),
-            one.seconds_left is not None,
-            one,
-            at is kept.stand,
-        )
-        for at in kept.stand.machine.stands
-        for one in at.running
-        if one.beside != kept.job
-    ]
-    return sorted(found, key=lambda ending: (ending[0], ending[2].job))
-
-
-def _beside(kept: Kept, kind: Kind, stand: Stand) -> tuple[JobId | None, int | None]:
-    """Beside which reservation a job would run, and the most it may take; nothing and nothing when
-    it will surely have ended before.
-    """
-    seconds = kind.seconds(stand) if kept.is_known else None
-    if seconds is not None and seconds * SURELY <= kept.starts_in_seconds:
-        return None, None
-    if kept.need.is_alone or kind.look(stand).need.is_alone:
-        return kept.job, -1
-    if stand is not kept.stand:
-        return kept.job, kept.machine_extra
-    return kept.job, min(kept.host_extra, kept.machine_extra) if kept.slot_extra > 0 else -1
 
 
 def _first_end(machine: Machine) -> float:

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from graft_scheduler.foresight import foresee
 from graft_scheduler.kinds import Kind
-from graft_scheduler.ledger import Kept, Ledger, Offer, Stand, coarse_time, foresee
+from graft_scheduler.ledger import Ledger, Offer, coarse_time
 from graft_scheduler.lessons import Lesson, LessonKey, Lessons
 from graft_scheduler.rooms import HostRoom, PendingJob, Placement, Reservation
+from graft_scheduler.stands import Kept, Stand
 from graft_scheduler.states import HostId, JobId
 
 PRIORITY_STEP = 10**13

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from graft_scheduler.foresight import foresee
 from graft_scheduler.kinds import Kind
-from graft_scheduler.ledger import Kept, Ledger, Stand, foresee
+from graft_scheduler.ledger import Ledger
 from graft_scheduler.lessons import Lessons
 from graft_scheduler.memory import format_bytes
 from graft_scheduler.placement import NOTHING_LEARNED
 from graft_scheduler.rooms import HostRoom, Need, PendingJob, Reservation
+from graft_scheduler.stands import Kept, Stand
 from graft_scheduler.states import JobId
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 
-from graft_scheduler.ledger import Machine, Shelf, Stand
 from graft_scheduler.lessons import Lesson, LessonKey
 from graft_scheduler.placement import Decision, place
 from graft_scheduler.rooms import HostRoom, PendingJob
+from graft_scheduler.stands import Machine, Shelf, Stand
 from graft_scheduler.states import HostId, JobId
 from tests.scheduler.fleets import GIB, busy, job, request, room, runs
 
