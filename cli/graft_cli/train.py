@@ -71,13 +71,14 @@ def submit_and_watch(
 
 def train_locally(job: TrainJob, output: Path | None, *, as_json: bool) -> None:
     """Train on this machine, in the foreground, with no service at all."""
+    from graft_cli.interrupts import interrupts_noted
     from graft_cli.progress import LocalProgress
     from graft_scheduler.local import run_locally
 
     destination = output or Path("graft-local")
     try:
-        with LocalProgress(title=job.name or "training here") as progress:
-            result = run_locally(job, destination, progress.take)
+        with interrupts_noted() as came, LocalProgress(title=job.name or "training here") as progress:
+            result = run_locally(job, destination, progress.take, came)
     except KeyboardInterrupt:
         has_checkpoint = any((destination.expanduser() / "checkpoints").glob("step-*"))
         goes_on = f"from the checkpoint in {destination}" if has_checkpoint else "from the start"

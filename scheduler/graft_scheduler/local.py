@@ -26,12 +26,18 @@ STOP_SECONDS = 30.0
 """How long it may take to save a checkpoint when it is told to stop."""
 
 
-def run_locally(job: TrainJob, output: Path, on_message: Callable[[RunnerMessage], None]) -> TrainResult:
+def run_locally(
+    job: TrainJob,
+    output: Path,
+    on_message: Callable[[RunnerMessage], None],
+    is_interrupted: Callable[[], bool] = lambda: False,
+) -> TrainResult:
     """Train in a runner of our own; the adapter ends up in `output/adapter`, the log in `output/log.txt`.
 
     A checkpoint that an interrupted run left in `output` is gone on from.
 
     Raises:
+        KeyboardInterrupt: `is_interrupted` said so; a checkpoint is saved.
         InvalidInput: the job, its model or its data can never work.
         Conflict: `output` holds a finished adapter already.
         JobFailed: training could not go on; says why.
@@ -49,7 +55,7 @@ def run_locally(job: TrainJob, output: Path, on_message: Callable[[RunnerMessage
     runner = RunnerProcess.spawn(output / LOG_NAME)
     try:
         runner.send(_start(checked, output))
-        return _relay(runner, output / LOG_NAME, on_message)
+        return _relay(runner, output / LOG_NAME, on_message, is_interrupted)
     finally:
         runner.close()
 
@@ -80,7 +86,12 @@ def _data_folder(source: Path, output: Path) -> Path:
     return folder
 
 
-def _relay(runner: RunnerProcess, log_path: Path, on_message: Callable[[RunnerMessage], None]) -> TrainResult:
+def _relay(
+    runner: RunnerProcess,
+    log_path: Path,
+    on_message: Callable[[RunnerMessage], None],
+    is_interrupted: Callable[[], bool],
+) -> TrainResult:
     try:
         while True:
             message = runner.receive(TICK_SECONDS)
@@ -94,6 +105,8 @@ def _relay(runner: RunnerProcess, log_path: Path, on_message: Callable[[RunnerMe
                 raise JobFailed(f"{message.failure}: {message.text}")
             if isinstance(message, Done):
                 return _result(message)
+            if is_interrupted():
+                raise KeyboardInterrupt
     except EOFError as error:
         raise JobFailed(f"the runner died (exit code {runner.close()}); see {log_path}") from error
     except KeyboardInterrupt:
