@@ -294,7 +294,7 @@ def evaluate(folder: Path, adapter: Path) -> tuple[float, float]:
     """The validation loss of the base with the adapter, and without."""
     import mlx_lm
 
-    from graft_scheduler.datasets import read_rows
+    from graft_scheduler.data.reading import read_rows
     from graft_scheduler.jobs import DataFormat
     from graft_worker.engine.cutting import Budget
     from graft_worker.engine.evaluation import Evaluator

@@ -77,6 +77,8 @@ def leaked_keys(client: Redis) -> list[str]:
 def _may_stay(client: Redis, key: str) -> bool:
     if key in permanent_keys() or client.ttl(key) > 0:
         return True
+    if key.startswith(keys.PREFIX + "dataset:"):
+        return True
     if key.startswith(keys.PREFIX + "study:"):
         number = key.removeprefix(keys.PREFIX + "study:").partition(":")[0]
         return number in client.hvals(keys.STUDIES)

@@ -281,6 +281,7 @@ def permanent_keys() -> set[str]:
         keys.RESERVED,
         keys.HELD,
         keys.LESSONS,
+        keys.DATASETS,
         keys.STUDIES,
         keys.STUDY_SEQUENCE,
     }

@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextmanager
 def interrupts_noted() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C is only noted, and the function says whether it came; the next one raises."""
+    """Within it the first Ctrl-C is noted, and the function says whether it came; the next one raises."""
     came = False
 
     def note(_: int, __: FrameType | None) -> None:

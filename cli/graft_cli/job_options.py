@@ -21,7 +21,7 @@ def job_of_options(
         str | None, typer.Option("--model", "-m", "--model-path", help="Base model: a folder or a hub id.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help="A JSONL file, or a folder with train.jsonl.")
+        str | None, typer.Option("--data", "-d", help="A file, a folder, a data set's name, or a hub id.")
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="How to adapt the base: lora, qlora, dora or full; default: lora.")

@@ -12,6 +12,7 @@ from graft_cli import (
     compare,
     control,
     dashboard,
+    data,
     demo,
     generate,
     hosts,
@@ -57,6 +58,7 @@ app.command()(profile.profile)
 app.command()(tune.tune)
 app.add_typer(study.app, name="study")
 app.command()(dashboard.dashboard)
+app.add_typer(data.app, name="data")
 app.add_typer(hosts.app, name="hosts")
 app.command()(demo.demo)
 app.command()(up.up)

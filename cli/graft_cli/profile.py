@@ -140,7 +140,9 @@ def ask_question(
     """What the planner is asked: the job on the longest rows, whose data are written into `folder`."""
     from graft_cli.profile_data import write_longest, write_made_up
     from graft_cli.train_settings import build_job
+    from graft_scheduler.data.faults import ALLOWABLE
     from graft_scheduler.errors import InvalidInput
+    from graft_scheduler.jobs import DataRef
     from graft_scheduler.memory import Backend
     from graft_scheduler.planning import Question
     from graft_scheduler.submission import resolve
@@ -153,8 +155,10 @@ def ask_question(
         write_made_up(rows, STEPS * batch, wanted.max_length)
     else:
         batch = resolve(wanted).spec.batch_rows
-        write_longest(Path(data).expanduser(), rows, STEPS * batch)
-    longest = {"data": wanted.data.model_copy(update={"source": str(rows)}), "batch_size": batch}
+        write_longest(wanted.data, rows, STEPS * batch)
+    # The same rows to train and to validate on, in the format in which they are trained.
+    own = DataRef(source=str(rows), allow=ALLOWABLE, mask_prompt=wanted.data.mask_prompt)
+    longest = {"data": own, "batch_size": batch}
     chosen = resolve(wanted.model_copy(update=longest))
     if chosen.base is None:
         raise InvalidInput(f"`model` is {model!r}, of which nothing is known here; is the hub reachable?")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graft_scheduler.jobs import DataRef
 
 WORDS = (
     "apple",
@@ -28,15 +32,22 @@ BYTES_PER_TOKEN = 8
 """More than any tokenizer makes of such words: every row is cut to the longest that is allowed."""
 
 
-def write_longest(source: Path, folder: Path, rows: int) -> None:
-    """The longest training rows of the data set at `source`, so many of them, to train and to validate on.
+def write_longest(data: DataRef, folder: Path, rows: int) -> None:
+    """The longest training rows of a data set, so many of them, to train and to validate on.
 
     A shorter data set is repeated.
     """
-    from graft_scheduler import datasets
+    from graft_scheduler.data.opening import inspect_source, open_source
+    from graft_scheduler.data.sources import SourceFile, Split
 
-    found = datasets.read_rows(datasets.find_files(source).train)
-    lines = sorted((json.dumps(row.fields, ensure_ascii=False) for row in found), key=len, reverse=True)
+    found: list[str] = []
+
+    def take(_: object, file: SourceFile, __: object, fields: Mapping[str, Any]) -> None:
+        if file.split is Split.TRAIN:
+            found.append(json.dumps(fields, ensure_ascii=False))
+
+    inspect_source(open_source(data), take).require()
+    lines = sorted(found, key=len, reverse=True)
     _write(folder, [lines[index % min(rows, len(lines))] for index in range(rows)])
 
 

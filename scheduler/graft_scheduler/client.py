@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from graft_scheduler import fleet, keys, submission
 from graft_scheduler.comparison import ComparisonHandle, Variant
 from graft_scheduler.comparison.finding import find_jobs, refuse_known
 from graft_scheduler.comparison.preparing import prepare_comparison
+from graft_scheduler.data.fleet import Datasets
 from graft_scheduler.errors import Conflict, JobFailed, StoreError, Unreachable
 from graft_scheduler.job_plan import JobPlan, make_plan
 from graft_scheduler.jobs import CountJob, TrainJob, current_user
@@ -37,6 +38,8 @@ ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's alphabet: nothing in it is mistaken for something else."""
 ID_LENGTH = 8
 POLL_SECONDS = 0.25
+
+J = TypeVar("J", TrainJob, CountJob, TrainJob | CountJob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ class Client(Reader):
         """
         self.ping()
         store = self.store()
-        return JobHandle(self, self._queue(submission.prepare(job, store), store.id))
+        return JobHandle(self, self._queue(submission.prepare(self._named(job), store), store.id))
 
     def compare(
         self, job: TrainJob, variants: Sequence[str | Variant] = (), name: str | None = None
@@ -121,7 +124,7 @@ class Client(Reader):
             with self._reached():
                 refuse_known(self._redis, name)
         store = self.store()
-        prepared = prepare_comparison(job, variants, name, store)
+        prepared = prepare_comparison(self._named(job), variants, name, store)
         jobs = tuple(self._queue(one, store.id) for one in prepared.submissions)
         return ComparisonHandle(self, prepared.name, jobs, prepared.notes)
 
@@ -136,6 +139,11 @@ class Client(Reader):
         from graft_scheduler.studies.handle import Studies  # with Optuna, which takes a second to import
 
         return Studies(self._redis, self.settings.redis_url)
+
+    @cached_property
+    def datasets(self) -> Datasets:
+        """The data sets that have names in this fleet."""
+        return Datasets(self._redis, self.store, self._reached)
 
     def tune(
         self,
@@ -157,7 +165,7 @@ class Client(Reader):
             InvalidInput: says the setting, the value and what would be right; nothing was queued.
         """
         self.ping()
-        return self.studies.tune(job, self.store(), search, **settings)
+        return self.studies.tune(self._named(job), self.store(), search, **settings)
 
     def plan(self, job: TrainJob) -> JobPlan:
         """What the job would take, and what each host answers to it; nothing is stored or queued.
@@ -165,13 +173,13 @@ class Client(Reader):
         Raises:
             InvalidInput: says the field, file or line and what would be right.
         """
-        resolved = submission.resolve(job)
-        store_id = self.store().id
+        store = self.store()
+        resolved = submission.resolve(self._named(job), store)
         with self._reached():
             rooms = fleet.read_rooms(self._redis, self._alive_seconds)
             lessons = read_lessons(self._redis)
             waiting: Any = self._redis.zcard(keys.QUEUE)
-        views = host_views(resolved, store_id, rooms, lessons)
+        views = host_views(resolved, store.id, rooms, lessons)
         return make_plan(resolved, views, waiting=waiting)
 
     def cancel(self, job_id: str) -> JobRecord:
@@ -320,6 +328,12 @@ class Client(Reader):
             raise Conflict(f"job {record.id} is {record.state.shown} and has no adapter to pull")
         self.store().get_folder(record.adapter, destination)
         return destination
+
+    def _named(self, job: J) -> J:
+        """With the digest of its data set, where it names one of the fleet."""
+        if not isinstance(job, TrainJob):
+            return job
+        return job.model_copy(update={"data": self.datasets.named(job.data)})
 
     def _queue(self, prepared: Submission, store_id: str) -> JobId:
         job_id, job = JobId("".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH))), prepared.spec

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from graft_scheduler.complaints import explain
+from graft_scheduler.data.faults import ALLOWABLE, Kind
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hyperparameters import (
     ADAPTER_RATES,
@@ -51,20 +52,50 @@ class DataFormat(StrEnum):
     """`{"prompt": ..., "completion": ...}`: a chat of one turn where the model has a chat template."""
     TEXT = "text"
     """`{"text": ...}`"""
+    ALPACA = "alpaca"
+    """`{"instruction": ..., "input": ..., "output": ...}`; stored as completion rows."""
+    SHAREGPT = "sharegpt"
+    """`{"conversations": [{"from": "human", "value": ...}, ...]}`; stored as chats."""
 
 
 class DataRef(Spec):
-    """A data set: one JSONL file, or a folder with `train.jsonl` and perhaps `valid.jsonl`."""
+    """A data set: a file or folder of the submitter's, a name in the fleet, or a hub id."""
 
     source: str = Field(min_length=1)
+    """As the person wrote it: a path, `NAME`, `NAME@v3`, `NAME@sha256:...`, or `org/name` on the hub."""
     digest: Digest | None = None
     """Set at submit: the folder's name in the store."""
+    version: str | None = None
+    """Set at submit where `source` names a data set of the fleet: `NAME@v3`."""
     format: DataFormat | None = None
-    """Detected from the rows when absent; written out at submit."""
+    """Detected from the rows when absent; written out at submit, as it is stored."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Names of fields that the format has → names that the rows have for them."""
+    revision: str | None = None
+    """Of a data set on the hub; resolved to a commit at submit."""
+    subset: str | None = None
+    """Of a data set on the hub that has several."""
+    split: str | None = None
+    """Of a data set on the hub: what to train on; `train` when absent."""
+    allow: tuple[Kind, ...] = ()
+    """Faults that are there on purpose; `data.faults` says what each is."""
+    skip_bad_rows: bool = False
+    """Leave out rows that would have the data set refused."""
     valid_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the rows held out for validation when there is no validation file."""
     mask_prompt: bool = True
     """Learn only what the assistant says; false learns every token."""
+
+    @field_validator("allow", mode="before")
+    @classmethod
+    def _kinds(cls, value: object) -> object:
+        """A list, or text with commas; of the kinds that somebody may want."""
+        kinds = value.replace(" ", "").split(",") if isinstance(value, str) else value
+        if isinstance(kinds, (list, tuple)):
+            for one in kinds:
+                if one not in ALLOWABLE:
+                    raise ValueError(f"`data.allow` is {one!r}; it must be of {', '.join(ALLOWABLE)}")
+        return kinds
 
 
 class Limits(Spec):

@@ -51,6 +51,8 @@ SNAPSHOT = PREFIX + "snapshot"
 """The hosts and reservations as the leader saw them in its last round, as JSON; with a TTL."""
 GATEWAY = PREFIX + "gateway"
 """Hash: where the fleet's store is, and what it asks for: port, host, token."""
+DATASETS = PREFIX + "datasets"
+"""Sorted set: names of data sets by when they were pushed to last."""
 STUDIES = PREFIX + "studies"
 """Hash: name of a study → its number."""
 STUDY_SEQUENCE = PREFIX + "study_sequence"
@@ -76,6 +78,11 @@ def study_log(number: int) -> str:
 def study_writers(number: int) -> str:
     """Hash: who wrote to that log → the number of its last entries, so that none is written twice."""
     return f"{PREFIX}study:{number}:writers"
+
+
+def dataset(name: str) -> str:
+    """Hash: the versions of a data set: `newest`, digest → number, and `v3`, `v3:at`, `v3:by` of each."""
+    return f"{PREFIX}dataset:{name}"
 
 
 def job(job_id: JobId) -> str:

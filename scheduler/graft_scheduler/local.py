@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from graft_scheduler import datasets, submission
+from graft_scheduler import submission
 from graft_scheduler.basemodels import local_folder
 from graft_scheduler.channel import sleepless_clock
+from graft_scheduler.data.opening import lay_out
 from graft_scheduler.errors import Conflict, InvalidInput, JobFailed
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.messages import Done, Extend, Failed, Log, RunnerMessage, Start, Stop, TrainResult
 from graft_scheduler.runner_process import RunnerProcess
 from graft_scheduler.states import JobId, StopReason, Token
+from graft_scheduler.submission import Resolved
 
 JOB = JobId("local")
 TOKEN = Token(1)
@@ -42,9 +43,7 @@ def run_locally(
         Conflict: `output` holds a finished adapter already.
         JobFailed: training could not go on; says why.
     """
-    checked = submission.check(job).spec
-    if not isinstance(checked, TrainJob):
-        raise InvalidInput(f"`kind` is {checked.kind!r}; only train jobs run locally")
+    resolved = submission.resolve(job)
     output = output.expanduser().absolute()
     if (output / "adapter").exists():
         raise Conflict(f"{output}/adapter exists; name another --output or remove it")
@@ -54,13 +53,14 @@ def run_locally(
         raise InvalidInput(f"`--output` is {output}, which cannot be made: {error.strerror}") from error
     runner = RunnerProcess.spawn(output / LOG_NAME)
     try:
-        runner.send(_start(checked, output))
+        runner.send(_start(resolved, output))
         return _relay(runner, output / LOG_NAME, on_message, is_interrupted)
     finally:
         runner.close()
 
 
-def _start(job: TrainJob, output: Path) -> Start:
+def _start(resolved: Resolved, output: Path) -> Start:
+    job = resolved.spec
     checkpoints = sorted((output / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
     folder = local_folder(job.model.source)
     return Start(
@@ -69,21 +69,17 @@ def _start(job: TrainJob, output: Path) -> Start:
         spec=job,
         work_dir=str(output),
         model_dir=None if folder is None else str(folder),
-        data_dir=str(_data_folder(Path(job.data.source), output)),
+        data_dir=str(_data_folder(resolved, output)),
         resume_dir=str(checkpoints[-1]) if checkpoints else None,
         deadline=sleepless_clock() + LIFE_SECONDS,
     )
 
 
-def _data_folder(source: Path, output: Path) -> Path:
+def _data_folder(resolved: Resolved, output: Path) -> Path:
     """A folder with the names that a runner expects."""
-    files = datasets.find_files(source)
-    folder = output / "data"
-    folder.mkdir(exist_ok=True)
-    shutil.copyfile(files.train, folder / "train.jsonl")
-    if files.valid is not None:
-        shutil.copyfile(files.valid, folder / "valid.jsonl")
-    return folder
+    assert resolved.opened is not None  # it comes from `resolve`
+    lay_out(*resolved.opened, output / "data")
+    return output / "data"
 
 
 def _relay(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from graft_scheduler import datasets
 from graft_scheduler.basemodels import BaseModel, local_folder, read_base_model
-from graft_scheduler.datasets import DatasetSummary
+from graft_scheduler.data.fleet import put_data
+from graft_scheduler.data.inspection import Inspection
+from graft_scheduler.data.jsonl import row_reader
+from graft_scheduler.data.opening import Source, inspect_source, open_source
+from graft_scheduler.data.sources import Split
+from graft_scheduler.data.splitting import split
 from graft_scheduler.demand import Demand, Request, coarse_demands
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hub import fetch_hub_config
@@ -23,6 +26,7 @@ from graft_scheduler.token_counts import TEMPLATE_TOKENS, TokenCounts, count_tok
 
 DORA_BITS = (2, 4, 8)
 """Quantised bases whose DoRA adapters stock mlx-lm can load: it takes 32 to be a multiple of the bits."""
+CHATS = (DataFormat.CHAT, DataFormat.SHAREGPT)
 MOST_COUNTED_BYTES = 256 << 20
 """Data sets that are larger are not read a second time to count tokens."""
 
@@ -75,6 +79,8 @@ class Resolved:
     likely_lengths: Lengths
     """The same as they probably are: for time."""
     valid_rows: int
+    opened: tuple[Source, Inspection] | None = None
+    """The rows, and what was found in them; absent where they were looked at before."""
 
 
 def check(job: TrainJob | CountJob) -> Submission:
@@ -98,15 +104,20 @@ def submission_of(resolved: Resolved) -> Submission:
     return Submission(spec, _estimate(resolved), base.model_type, base.weight_bytes, work)
 
 
-def resolve(job: TrainJob) -> Resolved:
+def resolve(job: TrainJob, store: Store | None = None) -> Resolved:
     """The job with its defaults written out, the batch size `auto` among them; nothing is stored.
+
+    A data set that the job names by digest is brought here from `store`.
 
     Raises:
         InvalidInput: the model or the data can never work; says which file, line or field.
         NotAllowed: the hub refuses the model.
     """
     model, base = _locate(job.model)
-    data, rows = _locate_data(job)
+    source = _open_data(job, store)
+    found = inspect_source(source).require()
+    data = source.located.model_copy(update={"format": found.format})
+    rows = _measure(job, source, found)
     if base is not None:
         check_base(job, base, data)
     has_length = job.epochs is not None or job.steps is not None
@@ -120,7 +131,8 @@ def resolve(job: TrainJob) -> Resolved:
     if job.batch_size == "auto":
         written_out["batch_size"] = auto_batch_rows(rows.file_bytes, job.method, job.max_length)
     spec = job.model_copy(update=written_out)
-    return Resolved(spec, base, rows.most(job.max_length), rows.likely(job.max_length), rows.valid_rows)
+    most, likely = rows.most(job.max_length), rows.likely(job.max_length)
+    return Resolved(spec, base, most, likely, rows.valid_rows, (source, found))
 
 
 def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
@@ -132,9 +144,9 @@ def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
 
 def prepare_resolved(job: TrainJob, store: Store) -> Resolved:
     """As `resolve`; and the model folder and the data set are in the store, named by digest."""
-    resolved = resolve(job)
+    resolved = resolve(job, store)
     spec = resolved.spec
-    stored = {"model": _store_model(spec.model, store), "data": _store_data(spec.data, store)}
+    stored = {"model": _store_model(spec.model, store), "data": _store_data(resolved, store)}
     return replace(resolved, spec=spec.model_copy(update=stored))
 
 
@@ -164,7 +176,7 @@ def check_base(job: TrainJob, base: BaseModel, data: DataRef) -> None:
     source = job.model.source
     if not base.has_tokenizer:
         raise InvalidInput(f"the model {source} has no tokenizer; add the tokenizer.json of its original")
-    if data.format is DataFormat.CHAT and not base.has_chat_template:
+    if data.format in CHATS and not base.has_chat_template:
         raise InvalidInput(
             f"the data are chats and the model {source} has no chat template; "
             "use a chat model, or rows of `prompt` and `completion`"
@@ -233,30 +245,38 @@ class _Rows:
         return replace(of_rows(tokens, max_length), rows=self.train_rows)
 
 
-def _locate_data(job: TrainJob) -> tuple[DataRef, _Rows]:
-    """The data set by its absolute path, and how long its rows are."""
-    path = Path(job.data.source).expanduser().absolute()
-    summary = datasets.check(path, job.data.format)
-    located = job.data.model_copy(update={"source": str(path), "format": summary.format})
-    train, valid = len(summary.train_bytes), len(summary.valid_bytes)
-    if not valid:
-        places, held_out = datasets.split(range(train), job.data.valid_fraction, job.seed)
-        train, valid = len(places), len(held_out)
-    counted = _count(job, path, summary)
-    return located, _Rows(summary.train_bytes, train, valid, summary.longest_bytes, counted)
+def _open_data(job: TrainJob, store: Store | None) -> Source:
+    """The data set, brought here if the store has it."""
+    if job.data.digest is None:
+        return open_source(job.data)
+    if store is None:
+        raise InvalidInput(f"`data` is {job.data.source}, which is in a store; no store is at hand")
+    return open_source(job.data, store.cached_folder(job.data.digest))
 
 
-def _count(job: TrainJob, path: Path, summary: DatasetSummary) -> TokenCounts | None:
+def _measure(job: TrainJob, source: Source, found: Inspection) -> _Rows:
+    """How long its rows are."""
+    train, valid = found.facts(Split.TRAIN), found.facts(Split.VALID)
+    train_rows, valid_rows = train.rows, valid.rows
+    if not valid_rows:
+        places, held_out = split(range(train.rows), job.data.valid_fraction, job.seed, train.keys)
+        train_rows, valid_rows = len(places), len(held_out)
+    longest = max([*train.sizes, *valid.sizes])
+    return _Rows(train.sizes, train_rows, valid_rows, longest, _count(job, source, found))
+
+
+def _count(job: TrainJob, source: Source, found: Inspection) -> TokenCounts | None:
     """How long rows are in tokens, where the tokenizer is at hand."""
     folder = local_folder(job.model.source)
-    if folder is None or sum(summary.train_bytes) + sum(summary.valid_bytes) > MOST_COUNTED_BYTES:
+    train, valid = found.facts(Split.TRAIN), found.facts(Split.VALID)
+    if folder is None or not found.is_ready or sum(train.sizes) + sum(valid.sizes) > MOST_COUNTED_BYTES:
         return None
-    files = datasets.find_files(path)
-    train = count_tokens(datasets.row_reader(files.train), summary.train_bytes, folder, job.seed)
-    if files.valid is None or train is None:
-        return train
-    valid = count_tokens(datasets.row_reader(files.valid), summary.valid_bytes, folder, job.seed)
-    return valid and TokenCounts(train.longest + valid.longest + valid.sample, train.sample)
+    paths = {one.split: one.path for one in source.files}
+    counted = count_tokens(row_reader(paths[Split.TRAIN]), train.sizes, folder, job.seed)
+    if counted is None or not valid.rows:
+        return counted
+    more = count_tokens(row_reader(paths[Split.VALID]), valid.sizes, folder, job.seed)
+    return more and TokenCounts(counted.longest + more.longest + more.sample, counted.sample)
 
 
 def _estimate(resolved: Resolved) -> dict[str, Demand] | None:
@@ -284,9 +304,9 @@ def _store_model(model: ModelRef, store: Store) -> ModelRef:
     return model if folder is None else model.model_copy(update={"digest": store.put_folder(folder)})
 
 
-def _store_data(data: DataRef, store: Store) -> DataRef:
-    files = datasets.find_files(Path(data.source))
-    named = {"train.jsonl": files.train}
-    if files.valid is not None:
-        named["valid.jsonl"] = files.valid
-    return data.model_copy(update={"digest": store.put_files(named)})
+def _store_data(resolved: Resolved, store: Store) -> DataRef:
+    data = resolved.spec.data
+    if data.digest is not None:
+        return data
+    assert resolved.opened is not None  # it comes from `resolve`
+    return data.model_copy(update={"digest": put_data(store, *resolved.opened)})

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft_scheduler.datasets import Row, permutation
+from graft_scheduler.data.rows import Row
+from graft_scheduler.data.splitting import permutation
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_TOKENS = 64

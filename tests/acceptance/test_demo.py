@@ -52,15 +52,17 @@ def test_the_demo_tells_its_whole_story(tmp_path: Path) -> None:
 
 def test_the_shipped_base_and_data_are_whole_and_small() -> None:
     from graft_scheduler.basemodels import read_base_model
-    from graft_scheduler.datasets import check
+    from graft_scheduler.data.opening import inspect_path
+    from graft_scheduler.data.sources import Split
 
     base = read_base_model(samples.base_model())
-    summary = check(samples.data_folder())
+    found = inspect_path(samples.data_folder())
 
     assert base.has_chat_template
     assert 1_000_000 <= base.parameters <= 2_000_000
     assert sum(path.stat().st_size for path in samples.base_model().iterdir()) <= 4 << 20
-    assert (summary.format, summary.train_rows, summary.valid_rows) == ("chat", 1024, 64)
+    assert (found.format, found.facts(Split.TRAIN).rows, found.facts(Split.VALID).rows) == ("chat", 1024, 64)
+    assert not found.faults.counts
     assert samples.SHOWCASE.prompt not in (samples.data_folder() / "train.jsonl").read_text()
 
 

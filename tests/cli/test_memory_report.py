@@ -17,10 +17,11 @@ from graft_cli.memory_plot import draw
 from graft_cli.memory_report import words_of_cut
 from graft_cli.memory_timeline import MOST_LINES, Sampler, thinned
 from graft_cli.profile_data import write_longest, write_made_up
-from graft_scheduler import datasets, keys, messages
+from graft_scheduler import keys, messages
 from graft_scheduler.client import Client
+from graft_scheduler.data.reading import read_rows
 from graft_scheduler.errors import InvalidInput
-from graft_scheduler.jobs import CountJob
+from graft_scheduler.jobs import CountJob, DataRef
 from graft_scheduler.messages import TrainResult
 from graft_scheduler.records import MemorySample
 from graft_scheduler.states import JobId, Phase, Token
@@ -178,21 +179,22 @@ def test_a_cut_reads_as_words() -> None:
 
 
 def test_a_profile_trains_on_the_longest_rows(tmp_path: Path) -> None:
-    write_longest(samples.data_folder(), tmp_path, rows=5)
+    write_longest(DataRef(source=str(samples.data_folder())), tmp_path, rows=5)
 
-    kept = datasets.check(tmp_path)
-    every = datasets.check(samples.data_folder())
-    assert kept.train_rows == kept.valid_rows == 5
-    assert kept.longest_bytes > sorted(every.train_bytes)[-6]
+    kept = read_rows(tmp_path / "train.jsonl")
+    every = read_rows(samples.data_folder() / "train.jsonl")
+    assert kept == read_rows(tmp_path / "valid.jsonl")
+    assert len(kept) == 5
+    assert min(row.size for row in kept) >= sorted(row.size for row in every)[-5]
 
 
 def test_a_small_data_set_is_repeated_for_a_profile(tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text('{"text": "one"}\n{"text": "two two"}\n')
 
-    write_longest(source, tmp_path, rows=5)
+    write_longest(DataRef(source=str(source)), tmp_path, rows=5)
 
-    assert datasets.check(tmp_path).train_rows == 5
+    assert len(read_rows(tmp_path / "train.jsonl")) == 5
 
 
 def test_made_up_rows_are_as_long_as_they_may_be(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_made_up_rows_are_as_long_as_they_may_be(tmp_path: Path) -> None:
     write_made_up(tmp_path, rows=3, tokens=500)
 
     tokenizer = Tokenizer.from_file(str(samples.base_model() / "tokenizer.json"))
-    rows = datasets.read_rows(tmp_path / "train.jsonl")
+    rows = read_rows(tmp_path / "train.jsonl")
     assert min(len(tokenizer.encode(str(row.fields["text"])).ids) for row in rows) >= 500
 
 

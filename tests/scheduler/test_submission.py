@@ -103,8 +103,8 @@ def resolved(tmp_path: Path, train: list[int], valid: list[int] | None = None, *
     folder = tmp_path / "data"
     folder.mkdir()
     for name, sizes in (("train", train), ("valid", valid or [])):
-        lines = [json.dumps({"text": "x" * (size - len('{"text": ""}') - 1)}) + "\n" for size in sizes]
-        if lines:
+        texts = (f"{name}{number}".ljust(size - 13, "x") for number, size in enumerate(sizes))
+        if lines := [json.dumps({"text": text}) + "\n" for text in texts]:
             (folder / f"{name}.jsonl").write_text("".join(lines))
     base = make_base(tmp_path / "base", None)
     return resolve(TrainJob.model_validate({"model": str(base), "data": str(folder), **settings}))

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from graft_scheduler.channel import sleepless_clock
+from graft_scheduler.data.opening import inspect_source, lay_out, open_source
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.messages import Evaluated, Log, Progress, RunnerMessage, Start, TrainResult
-from graft_scheduler.states import JobId, StopReason, Token
+from graft_scheduler.states import FailureClass, JobId, StopReason, Token
+from graft_worker.link import JobError
 
 DAY_SECONDS = 86_400.0
 
@@ -72,7 +74,8 @@ def train(
             f"the output folder {folder} is not empty; name another, or a checkpoint to go on from"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    done = run(_start(_at_home(job), folder, resume_from), LocalLink(tell))
+    job = _at_home(job)
+    done = run(_start(job, folder, _prepare_data(job, folder), resume_from), LocalLink(tell))
     assert done.result is not None  # only a stop ends without one, and nobody asks for it
     return done.result
 
@@ -86,12 +89,28 @@ def _at_home(job: TrainJob) -> TrainJob:
     return job.model_copy(update=places)
 
 
-def _start(job: TrainJob, folder: Path, resume_from: Path | None) -> Start:
+def _prepare_data(job: TrainJob, folder: Path) -> Path:
+    """The data set in the form in which it is trained, in a folder of the output's.
+
+    Raises:
+        JobError: it is not accepted; names the first few faults by file and line.
+    """
+    data = folder / "data"
+    try:
+        source = open_source(job.data)
+        lay_out(source, inspect_source(source).require(), data)
+    except InvalidInput as error:
+        raise JobError(FailureClass.DATA, str(error)) from error
+    return data
+
+
+def _start(job: TrainJob, folder: Path, data: Path, resume_from: Path | None) -> Start:
     return Start(
         job=JobId(f"local-{secrets.token_hex(4)}"),
         token=Token(0),
         spec=job,
         work_dir=str(folder),
+        data_dir=str(data),
         resume_dir=str(resume_from.expanduser().absolute()) if resume_from else None,
         deadline=sleepless_clock() + DAY_SECONDS,
     )

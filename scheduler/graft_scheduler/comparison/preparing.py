@@ -45,7 +45,7 @@ def prepare_comparison(
     name = name or new_name()
     check_name(name, "the comparison")
     named = read_variants(given)
-    ground = _look(job, named)
+    ground = _look(job, named, store)
     base = ground.base
     variants, notes = (named, []) if named else default_variants(base.quantization if base else None)
     if len(variants) < 2:
@@ -64,7 +64,7 @@ def new_name() -> str:
     return f"compare-{secrets.token_hex(3)}"
 
 
-def _look(job: TrainJob, variants: Sequence[Variant]) -> Resolved:
+def _look(job: TrainJob, variants: Sequence[Variant], store: Store) -> Resolved:
     """The model and the data, read once, and the batch that all variants take.
 
     As a plain LoRA, which every base can have, unless all are full fine-tunes: what is refused here
@@ -73,7 +73,7 @@ def _look(job: TrainJob, variants: Sequence[Variant]) -> Resolved:
     methods = {one.dotted.get("method", job.method.value) for one in variants}
     method = Method.FULL if methods == {Method.FULL.value} else Method.LORA
     changes = {"method": method, "quantization": None, "adapter": AdapterConfig()}
-    return resolve(job.model_copy(update=changes))
+    return resolve(job.model_copy(update=changes), store)
 
 
 def _marked(jobs: Sequence[VariantJob], name: str, base: BaseModel | None) -> list[VariantJob]:

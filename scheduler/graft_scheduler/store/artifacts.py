@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 
 from graft_scheduler.errors import Conflict, StoreError
 from graft_scheduler.states import Digest
@@ -32,8 +33,9 @@ from graft_scheduler.store.partials import (
 class Store:
     """Content-addressed files and folders. Safe to use from several processes and machines at once."""
 
-    def __init__(self, depot: Depot) -> None:
+    def __init__(self, depot: Depot, cache: Path | None = None) -> None:
         self._depot = depot
+        self._cache = cache or Path(gettempdir()) / f"graft-cache-{os.getuid()}"
         self.id = depot.id
         self.place = depot.place
         """Its URL or folder, for a person."""
@@ -122,6 +124,16 @@ class Store:
                 with open_own(folder / entry.name) as partial:
                     self._complete(entry.digest, partial)
             _move_folder(folder, dest, lambda: _is_complete(dest, manifest))
+
+    def cached_folder(self, digest: Digest) -> Path:
+        """The folder, in this user's cache on this machine; brought there if it is not yet.
+
+        Raises:
+            StoreError: as `get_folder`.
+        """
+        dest = self._cache / "data" / check_digest(digest)
+        self.get_folder(digest, dest)
+        return dest
 
     def folder_bytes(self, digest: Digest) -> int:
         """Bytes of all files of a folder together.

@@ -69,4 +69,4 @@ def find_store(settings: Settings, redis: Redis) -> Store:
         Unreachable: Redis, where it is asked, or the store does not answer.
         NotAllowed: the gateway refuses the token.
     """
-    return open_store(*where_store_is(settings, redis))
+    return open_store(*where_store_is(settings, redis), settings.data_dir / "cache")

@@ -12,8 +12,10 @@ from graft_scheduler.store.folder import FolderDepot
 GATEWAY_SCHEMES = {"http", "https"}
 
 
-def open_store(url: str, token: str | None = None) -> Store:
+def open_store(url: str, token: str | None = None, cache: Path | None = None) -> Store:
     """The store at `url`: a folder, made on first use, or a gateway, which may ask for `token`.
+
+    `cache` is where `cached_folder` keeps what it has brought.
 
     Raises:
         InvalidInput: neither `file://` nor `http://` nor `https://`.
@@ -23,8 +25,8 @@ def open_store(url: str, token: str | None = None) -> Store:
     if urlsplit(url).scheme in GATEWAY_SCHEMES:
         from graft_scheduler.store.gateway import GatewayDepot  # here: `graft --help` need not pay for it
 
-        return Store(GatewayDepot.connect(url, token))
-    return Store(FolderDepot.open(folder_of(url)))
+        return Store(GatewayDepot.connect(url, token), cache)
+    return Store(FolderDepot.open(folder_of(url)), cache)
 
 
 def folder_of(url: str) -> Path:

@@ -13,7 +13,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
-from graft_scheduler.datasets import read_rows
+from graft_scheduler.data.reading import read_rows
 from graft_scheduler.hyperparameters import Precision
 from graft_scheduler.jobs import DataFormat, ModelRef, TrainJob
 from graft_scheduler.messages import Start

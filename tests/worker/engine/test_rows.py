@@ -13,7 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer
 from tokenizers import processors
 
-from graft_scheduler.datasets import Row
+from graft_scheduler.data.rows import Row
 from graft_scheduler.jobs import DataFormat
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.rows import Reading, TokenRow, TokenRows, digest, tokenise

@@ -269,7 +269,7 @@ def warnings_of(start: Start) -> list[str]:
 def test_rows_that_are_all_too_long_are_cut_and_do_not_teach_where_to_stop(
     make_job: MakeJob, make_start: MakeStart, tmp_path: Path
 ) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [{"text": "a" * 40}] * 4)
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": letter * 40} for letter in "abcd"])
 
     lines = warnings_of(make_start(make_job(steps=1, max_length=16, data=str(path))))
 

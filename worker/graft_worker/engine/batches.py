@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from graft_scheduler.datasets import permutation
+from graft_scheduler.data.splitting import permutation
 from graft_worker.engine.rows import TokenRow
 
 KEPT_EPOCHS = 2

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from graft_scheduler.datasets import Row, check, find_files, read_rows, split
+from graft_scheduler.data.inspection import Inspection
+from graft_scheduler.data.layouts import trained_format
+from graft_scheduler.data.opening import inspect_stored
+from graft_scheduler.data.rows import Row
+from graft_scheduler.data.sources import SourceFile, Split
+from graft_scheduler.data.splitting import split
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import DataFormat, TrainJob
 from graft_scheduler.states import FailureClass
@@ -62,16 +68,15 @@ def tokenised(spec: TrainJob, path: Path, base: Base, reporter: Reporter) -> Dat
         JobError, Stopped: as `load_dataset`.
     """
     try:
-        summary = check(path, spec.data.format)
-        train, valid = _read(spec, path)
+        found, train, valid = _read(spec, path)
     except InvalidInput as error:
         raise JobError(FailureClass.DATA, str(error)) from error
-    reading = Reading(summary.format, spec.data.mask_prompt, spec.max_length)
+    reading = Reading(found.trained_format, spec.data.mask_prompt, spec.max_length)
     return Dataset(
-        summary.format,
+        found.trained_format,
         tokenise(train, base.tokenizer, reading, reporter.check_stop),
         tokenise(valid, base.tokenizer, reading, reporter.check_stop),
-        summary.train_bytes,
+        found.facts(Split.TRAIN).sizes,
     )
 
 
@@ -88,12 +93,20 @@ def check_and_tell(dataset: Dataset, spec: TrainJob, base: Base, reporter: Repor
     _tell_ends(dataset.train, base, reporter)
 
 
-def _read(spec: TrainJob, path: Path) -> tuple[list[Row], list[Row]]:
-    files = find_files(path)
-    rows = read_rows(files.train)
-    if files.valid is not None:
-        return rows, read_rows(files.valid)
-    return split(rows, spec.data.valid_fraction, spec.seed)
+def _read(spec: TrainJob, path: Path) -> tuple[Inspection, list[Row], list[Row]]:
+    """What is there, and the rows to learn from and to measure on."""
+    rows: dict[Split, list[Row]] = {Split.TRAIN: [], Split.VALID: []}
+    wanted = None if spec.data.format is None else trained_format(spec.data.format)
+
+    def take(_: Inspection, file: SourceFile, row: Row, fields: Mapping[str, Any]) -> None:
+        rows[file.split].append(Row(row.line, fields))
+
+    found = inspect_stored(path, wanted, take)
+    train, valid = rows[Split.TRAIN], rows[Split.VALID]
+    if not valid:
+        keys = found.facts(Split.TRAIN).keys
+        train, valid = split(train, spec.data.valid_fraction, spec.seed, keys)
+    return found, train, valid
 
 
 def _tell(name: str, rows: TokenRows, max_length: int, reporter: Reporter) -> None:

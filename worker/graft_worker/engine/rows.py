@@ -11,7 +11,7 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from numpy.typing import NDArray
 
-from graft_scheduler.datasets import Row
+from graft_scheduler.data.rows import Row
 from graft_scheduler.jobs import DataFormat
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.turns import Unrendered, find_turns, render
