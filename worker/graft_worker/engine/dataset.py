@@ -11,11 +11,11 @@ import numpy as np
 from graft_scheduler.datasets import Row, check, find_files, read_rows, split
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import DataFormat, TrainJob
+from graft_scheduler.rendering import end_ids
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.loading import Base
 from graft_worker.engine.reports import Reporter
 from graft_worker.engine.rows import Reading, TokenRows, tokenise
-from graft_worker.engine.turns import end_ids
 from graft_worker.link import JobError
 
 
