@@ -19,7 +19,7 @@ from graft_scheduler.memory import Backend
 from graft_scheduler.planning import Question, fastest_cut, smallest_cut
 from graft_scheduler.store import Store
 from graft_scheduler.time_estimate import flops
-from graft_scheduler.token_counts import TEMPLATE_TOKENS, TokenCounts, count_tokens
+from graft_scheduler.token_counts import TEMPLATE_TOKENS, RowFile, TokenCounts, count_tokens
 
 DORA_BITS = (2, 4, 8)
 """Quantised bases whose DoRA adapters stock mlx-lm can load: it takes 32 to be a multiple of the bits."""
@@ -252,10 +252,14 @@ def _count(job: TrainJob, path: Path, summary: DatasetSummary) -> TokenCounts | 
     if folder is None or sum(summary.train_bytes) + sum(summary.valid_bytes) > MOST_COUNTED_BYTES:
         return None
     files = datasets.find_files(path)
-    train = count_tokens(datasets.row_reader(files.train), summary.train_bytes, folder, job.seed)
+    train = count_tokens(
+        RowFile(datasets.row_reader(files.train), summary.train_bytes, summary.format), folder, job.seed
+    )
     if files.valid is None or train is None:
         return train
-    valid = count_tokens(datasets.row_reader(files.valid), summary.valid_bytes, folder, job.seed)
+    valid = count_tokens(
+        RowFile(datasets.row_reader(files.valid), summary.valid_bytes, summary.format), folder, job.seed
+    )
     return valid and TokenCounts(train.longest + valid.longest + valid.sample, train.sample)
 
 
