@@ -14,8 +14,9 @@ from typing import Any
 
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 MOST_STEPS = 200_000
 """In one rendering: a chat of a thousand messages needs some thousands."""
@@ -80,15 +81,25 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """As the sandbox does, which looks for an attribute first and raises an error for each that is
-        none: messages have fields alone.
-        """
-        if type(obj) is dict and attribute in obj and attribute not in _DICT_NAMES:
-            return obj[attribute]
+        """As the sandbox does, whose many questions most templates ask of the same few things."""
+        kind = type(obj)
+        if kind is dict and attribute not in _DICT_NAMES:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if attribute in _HARMLESS.get(kind, ()):
+            return getattr(obj, attribute)
+        if issubclass(kind, Namespace) and not attribute.startswith("_"):
+            found = getattr(obj, attribute, _ABSENT)
+            return super().getattr(obj, attribute) if found is _ABSENT else found
         return super().getattr(obj, attribute)
 
 
+_ABSENT = object()
 _DICT_NAMES = frozenset(dir(dict))
+_HARMLESS: dict[type, frozenset[str]] = {
+    str: frozenset(name for name in dir(str) if not name.startswith("_")) - {"format", "format_map"},
+    LoopContext: frozenset(name for name in dir(LoopContext) if not name.startswith("_")),
+}
+"""What the sandbox allows of these; it looks into what a template formats."""
 
 
 def joined(parts: Iterable[str]) -> str:

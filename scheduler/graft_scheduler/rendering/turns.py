@@ -13,6 +13,9 @@ from typing import Any
 
 from graft_scheduler.rendering.tokenizer import Tokenizer
 
+THOUGHT_END = "</think>"
+"""Where a thought ends that a message holds as text, rather than as a field of its own."""
+
 Span = tuple[int, int]
 """First token and the one after the last."""
 
@@ -136,15 +139,20 @@ class _Chat:
 
 
 def _tells(text: str, message: Mapping[str, Any]) -> bool:
-    """Whether `text` is what the message says, after marks of the template at most."""
+    """Whether `text` is what the message says, with its thought or without, after marks of the template
+    at most.
+    """
     content = _content(message)
+    answer = content.rpartition(THOUGHT_END)[2].strip()
     if calls := message.get("tool_calls"):
         names = [_called(call) for call in calls] if isinstance(calls, list) else [None]
-        return content in text and all(name and name in text for name in names)
-    if not content:
-        return not text.strip()
-    marks = text.strip().removesuffix(content)
-    return text.strip().endswith(content) and not marks[-1:].isalnum()
+        return answer in text and all(name and name in text for name in names)
+    return _ends_in(text.strip(), content) or _ends_in(text.strip(), answer)
+
+
+def _ends_in(text: str, said: str) -> bool:
+    marks = text.removesuffix(said)
+    return text.endswith(said) and not marks[-1:].isalnum() if said else not text
 
 
 def _called(call: object) -> str | None:

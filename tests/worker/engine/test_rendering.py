@@ -187,6 +187,19 @@ def test_most_chats_of_the_families_are_learned(both: Callable[[str], Both]) -> 
     }
 
 
+def test_a_thought_in_the_text_of_a_turn_that_the_template_drops_is_not_learned(
+    both: Callable[[str], Both],
+) -> None:
+    engines, _ = both("qwen3")
+    turns = [("user", "one"), ("assistant", "<think>\nhm\n</think>\n\n1"), ("user", "two")]
+    chat = {"messages": [{"role": role, "content": content} for role, content in (*turns, turns[1])]}
+
+    encoded = encode(engines, DataFormat.CHAT, chat)
+
+    learned = [one.text for one in pieces(engines, encoded) if one.learned]
+    assert learned == ["1<|im_end|>", "<think>\nhm\n</think>\n\n1<|im_end|>\n"]
+
+
 def test_the_tables_of_classes_are_those_of_the_libraries() -> None:
     trained = {path.stem for path in Path(models.__path__[0]).glob("*.py")} | MODEL_REMAPPING.keys()
     by_type = {name: one for name, one in library.TOKENIZER_MAPPING_NAMES.items() if name in trained and one}
