@@ -9,6 +9,7 @@ GraftError
 ├── DoesNotFit        no host has the room now: try again later
     │   └── NeverFits     and no registered host ever will
 ├── Fenced            the assignment was lost: stop, write nothing
+├── NoTokenizer       the model's tokenizer cannot be had here: do without its counts
 ├── StoreError        an artifact is missing or is not what its digest says
 └── JobFailed         the job being waited for did not complete
 """
@@ -50,6 +51,10 @@ class NeverFits(DoesNotFit):
 
 class Fenced(GraftError):
     """A newer assignment exists; the holder of this token must stop and write nothing."""
+
+
+class NoTokenizer(GraftError):
+    """This machine cannot turn rows into tokens as the model does; a host can."""
 
 
 class StoreError(GraftError):

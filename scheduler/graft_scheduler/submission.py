@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from graft_scheduler.basemodels import BaseModel, local_folder, read_base_model
 from graft_scheduler.data.fleet import put_data
 from graft_scheduler.data.inspection import Inspection
 from graft_scheduler.data.jsonl import row_reader
-from graft_scheduler.data.opening import Source, inspect_source, open_source
+from graft_scheduler.data.opening import FILES, Source, inspect_source, open_source, training_files
 from graft_scheduler.data.sources import Split
 from graft_scheduler.data.splitting import split
 from graft_scheduler.demand import Demand, Request, coarse_demands
@@ -22,7 +24,7 @@ from graft_scheduler.memory import Backend
 from graft_scheduler.planning import Question, fastest_cut, smallest_cut
 from graft_scheduler.store import Store
 from graft_scheduler.time_estimate import flops
-from graft_scheduler.token_counts import TEMPLATE_TOKENS, TokenCounts, count_tokens
+from graft_scheduler.token_counts import TEMPLATE_TOKENS, RowFile, TokenCounts, count_tokens
 
 DORA_BITS = (2, 4, 8)
 """Quantised bases whose DoRA adapters stock mlx-lm can load: it takes 32 to be a multiple of the bits."""
@@ -268,15 +270,24 @@ def _measure(job: TrainJob, source: Source, found: Inspection) -> _Rows:
 def _count(job: TrainJob, source: Source, found: Inspection) -> TokenCounts | None:
     """How long rows are in tokens, where the tokenizer is at hand."""
     folder = local_folder(job.model.source)
-    train, valid = found.facts(Split.TRAIN), found.facts(Split.VALID)
-    if folder is None or not found.is_ready or sum(train.sizes) + sum(valid.sizes) > MOST_COUNTED_BYTES:
+    sizes = [size for split in (Split.TRAIN, Split.VALID) for size in found.facts(split).sizes]
+    if folder is None or sum(sizes) > MOST_COUNTED_BYTES:
         return None
-    paths = {one.split: one.path for one in source.files}
-    counted = count_tokens(row_reader(paths[Split.TRAIN]), train.sizes, folder, job.seed)
-    if counted is None or not valid.rows:
-        return counted
-    more = count_tokens(row_reader(paths[Split.VALID]), valid.sizes, folder, job.seed)
-    return more and TokenCounts(counted.longest + more.longest + more.sample, counted.sample)
+    with TemporaryDirectory(prefix="graft-data-") as converted:
+        paths = training_files(source, found, Path(converted))
+        counts = {
+            split: count_tokens(_row_file(found, split, paths), folder, job.seed)
+            for split in (Split.TRAIN, Split.VALID)
+            if found.facts(split).rows
+        }
+    train, valid = counts[Split.TRAIN], counts.get(Split.VALID)
+    if train is None or valid is None:
+        return train
+    return TokenCounts(train.longest + valid.longest + valid.sample, train.sample)
+
+
+def _row_file(found: Inspection, split: Split, paths: Mapping[str, Path]) -> RowFile:
+    return RowFile(row_reader(paths[FILES[split]]), found.facts(split).sizes, found.trained_format)
 
 
 def _estimate(resolved: Resolved) -> dict[str, Demand] | None:

@@ -1,4 +1,4 @@
-"""Counts tokens at submit, where the model's tokenizer is at hand and its library installed.
+"""Counts tokens at submit, where the model's tokenizer is at hand and its libraries installed.
 
 Without a count a row is taken to have a token for each of its bytes, which is safe and often four
 times too many. Only rows that could be the longest are counted, and a sample of the others.
@@ -6,15 +6,16 @@ times too many. Only rows that could be the longest are counted, and a sample of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from graft_scheduler.data.rows import Row
 from graft_scheduler.data.splitting import permutation
+from graft_scheduler.errors import NoTokenizer
+from graft_scheduler.jobs import DataFormat
+from graft_scheduler.rendering import ChatTokenizer, lengths, open_tokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_TOKENS = 64
 """What a chat template adds to a row at most: role marks, a date, a default system prompt."""
 TURN_TOKENS = 16
@@ -24,13 +25,10 @@ MOST_COUNTED = 4096
 SAMPLED = 512
 AT_ONCE = 64
 
-Encode = Callable[[Sequence[str]], list[int]]
-"""From texts to their numbers of tokens."""
-
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Lengths of some rows of a file, in tokens."""
+    """Lengths of some rows of a file, in tokens, as they are trained."""
 
     longest: list[int]
     """Of rows among which the longest is."""
@@ -38,67 +36,56 @@ class TokenCounts:
     """Of rows chosen at random: all of a small file."""
 
 
-def count_tokens(
-    read: Callable[[int], Row], sizes: Sequence[int], folder: Path, seed: int
-) -> TokenCounts | None:
-    """Lengths of the rows that `read` gives by their place; none without a tokenizer.
+@dataclass(frozen=True, slots=True)
+class RowFile:
+    """The rows of a file that were checked."""
 
-    `sizes` are the bytes of each row's line, and no row has more tokens than that, but for its template.
+    read: Callable[[int], Row]
+    """By their place."""
+    sizes: Sequence[int]
+    """The bytes of each row's line. No row has more tokens than that, but for its template."""
+    format: DataFormat
+
+    def most(self, place: int, template_tokens: int) -> int:
+        """More tokens than this the row does not have, with so many of the template's own."""
+        messages = self.read(place).fields.get("messages")
+        turns = len(messages) if isinstance(messages, list) else 2
+        return self.sizes[place] + template_tokens + turns * TURN_TOKENS
+
+
+def count_tokens(file: RowFile, folder: Path, seed: int) -> TokenCounts | None:
+    """Lengths of some rows of `file` for the model in `folder`; none without a tokenizer, or where its
+    template takes no row.
     """
-    encode = _encoder(folder)
-    if encode is None:
-        return None
-    by_size = sorted(range(len(sizes)), key=lambda place: -sizes[place])
-    found: list[int] = []
-    place = 0
-    while place < min(len(by_size), MOST_COUNTED):
-        if found and sizes[by_size[place]] + _extra(read(by_size[place])) <= max(found):
-            break
-        found += _count(map(read, by_size[place : place + AT_ONCE]), encode)
-        place += AT_ONCE
-    else:
-        found += [sizes[one] + _extra(read(one)) for one in by_size[place : place + 1]]
-    sample = permutation(len(sizes), f"lengths/{seed}")[:SAMPLED]
-    return TokenCounts(found, _count(map(read, sample), encode))
-
-
-def _count(rows: Iterable[Row], encode: Encode) -> list[int]:
-    texts, extra = [], []
-    for row in rows:
-        texts.append("\n".join(_strings(row.fields)))
-        extra.append(_extra(row))
-    return [tokens + more for tokens, more in zip(encode(texts), extra, strict=True)]
-
-
-def _encoder(folder: Path) -> Encode | None:
-    path = folder / TOKENIZER_FILE
     try:
-        from tokenizers import Tokenizer  # a second to import, and only in the worker's extra
-
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception:  # not installed, no such file, or one of another version: bytes do as well
+        tokenizer = open_tokenizer(folder)
+    except NoTokenizer:  # bytes do as well
         return None
-
-    def encode(texts: Sequence[str]) -> list[int]:
-        return [len(one.ids) for one in tokenizer.encode_batch_fast(list(texts))]
-
-    return encode
+    longest = _longest(file, tokenizer)
+    sample = _count(file, permutation(len(file.sizes), f"lengths/{seed}")[:SAMPLED], tokenizer)
+    return TokenCounts(longest, sample) if longest and sample else None
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """Every string in a row, names of fields left out."""
-    match value:
-        case str():
-            yield value
-        case Mapping():
-            for one in value.values():
-                yield from _strings(one)
-        case list():
-            for one in value:
-                yield from _strings(one)
+def _longest(file: RowFile, tokenizer: ChatTokenizer) -> list[int]:
+    """The largest rows first, until no row that is left can be longer than one that was counted."""
+    by_size = sorted(range(len(file.sizes)), key=lambda place: -file.sizes[place])
+    own = _template_tokens(tokenizer)
+    found: list[int] = []
+    for place in range(0, min(len(by_size), MOST_COUNTED), AT_ONCE):
+        if found and file.most(by_size[place], own) <= max(found):
+            return found
+        found += _count(file, by_size[place : place + AT_ONCE], tokenizer)
+    return found + [file.most(one, own) for one in by_size[MOST_COUNTED : MOST_COUNTED + 1]]
 
 
-def _extra(row: Row) -> int:
-    messages = row.fields.get("messages")
-    turns = len(messages) if isinstance(messages, list) else 2
-    return TEMPLATE_TOKENS + turns * TURN_TOKENS
+def _count(file: RowFile, places: Sequence[int], tokenizer: ChatTokenizer) -> list[int]:
+    """Of the rows at these places; those that the template refuses are not trained, and left out."""
+    rows = (file.read(place).fields for place in places)
+    return [found for found in lengths(tokenizer, file.format, rows) if found is not None]
+
+
+def _template_tokens(tokenizer: ChatTokenizer) -> int:
+    """What the template adds to any row: long where it has a system prompt of its own."""
+    shortest = {"prompt": "a", "completion": "b"}
+    found = next(lengths(tokenizer, DataFormat.COMPLETION, [shortest]), None)
+    return max(found or 0, TEMPLATE_TOKENS)

@@ -41,7 +41,7 @@ def test_a_good_data_set_is_shown_as_it_is_trained_on(graft: Graft) -> None:
     assert "1,024 rows" in run.stdout
     assert "lengths of train" in run.stdout
     assert "tokens" in run.stdout
-    sample = run.stdout.partition("as it is trained on")[2]
+    sample = run.stdout.partition("as it is trained on")[2].partition("\n")[2]
     learned = sample.partition("«")[2].partition("»")[0]
     first = json.loads((samples.data_folder() / "train.jsonl").read_text().splitlines()[0])
     assert first["messages"][-1]["content"].strip() in learned

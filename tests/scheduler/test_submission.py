@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
-from graft_scheduler import token_counts
+from graft_scheduler.data.rows import Row
 from graft_scheduler.errors import InvalidInput
-from graft_scheduler.jobs import TrainJob
+from graft_scheduler.jobs import DataFormat, TrainJob
+from graft_scheduler.rendering import encode, open_tokenizer
 from graft_scheduler.submission import Resolved, check, resolve
-from graft_scheduler.token_counts import TEMPLATE_TOKENS
+from graft_scheduler.token_counts import TEMPLATE_TOKENS, RowFile, TokenCounts, count_tokens
+from tests.scheduler.rendering.families import FAMILIES, write
+
+BASE_CONFIG = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 32}
 
 
 @pytest.fixture
@@ -24,14 +28,7 @@ def rows(tmp_path: Path) -> Path:
 
 def make_base(folder: Path, quantization: dict[str, int] | None) -> Path:
     folder.mkdir()
-    config: dict[str, Any] = {
-        "model_type": "llama",
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "vocab_size": 32,
-        "quantization": quantization,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({**BASE_CONFIG, "quantization": quantization}))
     header = json.dumps({"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     (folder / "tokenizer.json").write_text("{}")
@@ -133,17 +130,38 @@ def test_time_counts_rows_as_they_probably_are(tmp_path: Path) -> None:
     assert found.lengths.tokens[0] == 100 + TEMPLATE_TOKENS
 
 
-def test_time_counts_the_tokens_of_each_row_that_trains_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(token_counts, "_encoder", lambda folder: lambda texts: [len(one) for one in texts])
+def test_rows_are_counted_as_they_will_be_trained(tmp_path: Path) -> None:
+    chats = [[("user", "Hi"), ("assistant", "Paris " * count)] for count in (1, 30, 5, 12)]
+    rows = [{"messages": [{"role": role, "content": content} for role, content in turns]} for turns in chats]
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, some in (("train", rows[:3]), ("valid", rows[3:])):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    base = write(FAMILIES["qwen2.5"], make_base(tmp_path / "base", None))
+    (base / "config.json").write_text(json.dumps({**BASE_CONFIG, "model_type": "qwen2"}))
 
-    found = resolved(tmp_path, [100, 200, 300], [900], max_length=2048)
+    found = resolve(TrainJob.model_validate({"model": str(base), "data": str(data), "max_length": 4096}))
 
-    extra = TEMPLATE_TOKENS + 2 * token_counts.TURN_TOKENS - len('{"text": ""}\n')
-    assert found.likely_lengths.tokens == (100 + extra, 200 + extra, 300 + extra)
-    assert found.lengths.longest == 900 + extra
+    tokenizer = open_tokenizer(base)
+    exact = [len(encode(tokenizer, DataFormat.CHAT, row).tokens) for row in rows]
+    assert found.likely_lengths.tokens == tuple(sorted(exact[:3]))
+    assert found.lengths.longest == max(exact)
     assert found.likely_lengths.is_counted
+
+
+def test_a_chat_that_the_template_refuses_counts_for_nothing(tmp_path: Path) -> None:
+    folder = write(FAMILIES["gemma2"], tmp_path / "base")
+    refused = [{"role": "system", "content": "long " * 400}, {"role": "assistant", "content": "x"}]
+    taken = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x"}]
+    rows = [Row(line, {"messages": messages}) for line, messages in enumerate((refused, taken), 1)]
+    file = RowFile(rows.__getitem__, [2100, 100], DataFormat.CHAT)
+
+    counts = count_tokens(file, folder, seed=0)
+    nothing = count_tokens(RowFile(rows.__getitem__, [2100], DataFormat.CHAT), folder, seed=0)
+
+    taken_tokens = len(encode(open_tokenizer(folder), DataFormat.CHAT, rows[1].fields).tokens)
+    assert counts == TokenCounts([taken_tokens], [taken_tokens])
+    assert nothing is None
 
 
 def test_rows_that_are_held_out_are_not_trained_on(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from graft_scheduler.data.sources import SourceFile, Split
 from graft_scheduler.data.splitting import split
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import DataFormat, TrainJob
+from graft_scheduler.rendering import end_ids
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.loading import Base
 from graft_worker.engine.reports import Reporter
 from graft_worker.engine.rows import Reading, TokenRows, tokenise
-from graft_worker.engine.turns import end_ids
 from graft_worker.link import JobError
 
 

@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_lm.tokenizer_utils import TokenizerWrapper
+from graft_scheduler.rendering.tokenizer import Tokenizer
+
+THOUGHT_END = "</think>"
+"""Where a thought ends that a message holds as text, rather than as a field of its own."""
 
 Span = tuple[int, int]
 """First token and the one after the last."""
@@ -21,7 +24,7 @@ class Unrendered(Exception):
     """Says why a chat cannot be learned; the row is left out."""
 
 
-def find_turns(tokenizer: TokenizerWrapper, fields: Mapping[str, Any], tokens: Sequence[int]) -> list[Span]:
+def find_turns(tokenizer: Tokenizer, fields: Mapping[str, Any], tokens: Sequence[int]) -> list[Span]:
     """The assistant's turns in `tokens`, which render the whole chat.
 
     Raises:
@@ -31,7 +34,7 @@ def find_turns(tokenizer: TokenizerWrapper, fields: Mapping[str, Any], tokens: S
 
 
 def render(
-    tokenizer: TokenizerWrapper,
+    tokenizer: Tokenizer,
     fields: Mapping[str, Any],
     messages: Sequence[Any],
     *,
@@ -47,11 +50,14 @@ def render(
             messages, tools=fields.get("tools"), add_generation_prompt=prompt
         )
     except Exception as error:  # a template is foreign code, and raises what it likes
+        if not messages:
+            text = "the chat begins with the assistant, and the template renders no header before it"
+            raise Unrendered(text) from error
         raise Unrendered(f"the chat template refuses it: {error}") from error
     return list(tokens)
 
 
-def end_ids(tokenizer: TokenizerWrapper) -> frozenset[int]:
+def end_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens at which an answer ends."""
     return frozenset(tokenizer.eos_token_ids)
 
@@ -70,7 +76,7 @@ class _Turn:
 class _Chat:
     """A chat and the tokens that render all of it."""
 
-    tokenizer: TokenizerWrapper
+    tokenizer: Tokenizer
     fields: Mapping[str, Any]
     tokens: Sequence[int]
     messages: Sequence[Mapping[str, Any]]
@@ -81,6 +87,8 @@ class _Chat:
 
     def turns(self) -> list[_Turn]:
         indices = [index for index, one in enumerate(self.messages) if one["role"] == "assistant"]
+        if not indices:
+            return []
         starts = [self.prefix(index, prompt=True) for index in indices]
         next_indices, limits = [*indices[1:], len(self.messages)], [*starts[1:], len(self.tokens)]
         return [_Turn(*one) for one in zip(indices, starts, next_indices, limits, strict=True)]
@@ -127,21 +135,24 @@ class _Chat:
         return self.decode(self.tokens[start:end])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        text = self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        return self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
 
 
 def _tells(text: str, message: Mapping[str, Any]) -> bool:
-    """Whether `text` is what the message says, after marks of the template at most."""
+    """Whether `text` is what the message says, with its thought or without, after marks of the template
+    at most.
+    """
     content = _content(message)
+    answer = content.rpartition(THOUGHT_END)[2].strip()
     if calls := message.get("tool_calls"):
         names = [_called(call) for call in calls] if isinstance(calls, list) else [None]
-        return content in text and all(name and name in text for name in names)
-    if not content:
-        return not text.strip()
-    marks = text.strip().removesuffix(content)
-    return text.strip().endswith(content) and not marks[-1:].isalnum()
+        return answer in text and all(name and name in text for name in names)
+    return _ends_in(text.strip(), content) or _ends_in(text.strip(), answer)
+
+
+def _ends_in(text: str, said: str) -> bool:
+    marks = text.removesuffix(said)
+    return text.endswith(said) and not marks[-1:].isalnum() if said else not text
 
 
 def _called(call: object) -> str | None:
