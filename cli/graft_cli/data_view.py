@@ -29,9 +29,9 @@ def tell_report(report: DataReport) -> None:
     for split in report.splits:
         if split.lengths is not None:
             _tell_lengths(split, split.lengths)
-    _tell_faults([one for one in report.faults if one.refuses], "refused", report)
-    _tell_faults([one for one in report.faults if not one.refuses], "to know", report)
     _tell_samples(report)
+    _tell_faults([one for one in report.faults if not one.refuses], "to know", report)
+    _tell_faults([one for one in report.faults if one.refuses], "refused", report)
 
 
 def _tell_contents(report: DataReport) -> None:

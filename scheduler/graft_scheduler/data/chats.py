@@ -6,6 +6,7 @@ place of a list of text parts, arguments of calls as objects, tools as a list.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from graft_scheduler.data.texts import check_text
 ROLES = ("system", "user", "assistant", "tool")
 ALIASES = {"developer": "system", "function": "tool"}
 """Roles of OpenAI's that chat templates do not know, and what they know instead."""
+_LETTERS = {"system": "s", "user": "u", "assistant": "a"}
+_USUAL = re.compile(r"s?(?:ua)+")
 _PLAIN = frozenset({"role", "content"})
 _OF_WORDS = frozenset({Kind.GARBLED, Kind.SECRET, Kind.EMPTY, Kind.ROLES, Kind.NOTHING})
 """Faults that leave calls as they are."""
@@ -31,6 +34,10 @@ def convert_chat(fields: Mapping[str, Any], problems: Problems) -> Mapping[str, 
     if not isinstance(messages, list) or not messages:
         found = kind_of(messages)
         raise BadRow(Kind.FIELDS, f"`messages` is {found}; it must be a list with at least one message")
+    if "tools" not in fields and _is_usual(messages):
+        for index, message in enumerate(messages):
+            check_text(f"messages[{index}].content", message["content"], problems)
+        return fields
     before = len(problems)
     turns = [_convert_message(index, one, problems) for index, one in enumerate(messages)]
     tools = _convert_tools(fields.get("tools"), problems)
@@ -41,6 +48,21 @@ def convert_chat(fields: Mapping[str, Any], problems: Problems) -> Mapping[str, 
     if tools == fields.get("tools") and all(new is old for new, old in zip(turns, messages, strict=True)):
         return fields
     return {"messages": turns} | ({} if tools is None else {"tools": tools})
+
+
+def _is_usual(messages: Sequence[Any]) -> bool:
+    """Whether these are texts of perhaps the system, then user and assistant by turns, and nothing more:
+    most chats are, and nothing but their texts is to be checked.
+    """
+    letters = ""
+    for message in messages:
+        if type(message) is not dict or len(message) != 2:
+            return False
+        role = message.get("role")
+        if type(role) is not str or type(message.get("content")) is not str:
+            return False
+        letters += _LETTERS.get(role, "?")
+    return _USUAL.fullmatch(letters) is not None
 
 
 def _convert_message(index: int, message: Any, problems: Problems) -> Mapping[str, Any]:

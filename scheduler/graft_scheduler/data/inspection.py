@@ -117,10 +117,11 @@ def inspect(
     """Look at every row of every file; what is wrong becomes a fault, not an exception."""
     found = Inspection(files, wishes, wishes.format, faults=Faults(_allowed(wishes)))
     found.is_ready = _may_be_ready(files) and not wishes.columns
-    first_seen: dict[int, tuple[str, int]] = {}
+    first_seen: dict[int, int] = {}
     for split in Split:
-        for file in (one for one in files if one.split is split):
-            _Pass(found, file, first_seen, watch).run(read(file))
+        for place, file in enumerate(files):
+            if file.split is split:
+                _Pass(found, file, place, first_seen, watch).run(read(file))
         _close(found, split)
     return found
 
@@ -154,8 +155,11 @@ class _Pass:
 
     found: Inspection
     file: SourceFile
-    first_seen: dict[int, tuple[str, int]]
-    """Of every row that is trained on, by its key, where it stands."""
+    place: int
+    """Of the file among all."""
+    first_seen: dict[int, int]
+    """Of every row that is trained on, by its key, where it stands: file and line in one number, as there
+    may be millions."""
     watch: Watcher | None
 
     def run(self, rows: Iterator[Row | Unread]) -> None:
@@ -223,12 +227,15 @@ class _Pass:
 
     def _seen_before(self, key: int, line: int) -> tuple[Kind, str] | None:
         if self.file.split is Split.TRAIN:
-            first = self.first_seen.setdefault(key, (self.file.name, line))
-            is_first = first == (self.file.name, line)
-            return None if is_first else (Kind.DUPLICATE, f"is the same as {_at(first)}")
-        if (first_seen := self.first_seen.get(key)) is None:
+            here = self.place << 48 | line
+            first = self.first_seen.setdefault(key, here)
+            return None if first == here else (Kind.DUPLICATE, f"is the same as {self._at(first)}")
+        if (seen := self.first_seen.get(key)) is None:
             return None
-        return Kind.LEAK, f"is trained on too, as {_at(first_seen)}; take it out of one of the files"
+        return Kind.LEAK, f"is trained on too, as {self._at(seen)}; take it out of one of the files"
+
+    def _at(self, place: int) -> str:
+        return f"{self.found.files[place >> 48].name}:{place & (1 << 48) - 1}"
 
     def _note(self, line: int | None, problems: Problems) -> None:
         for kind, text in problems:
@@ -243,7 +250,3 @@ def line_size(fields: Mapping[str, Any]) -> int:
 def write_line(fields: Mapping[str, Any]) -> bytes:
     """The row as a line of JSONL."""
     return json.dumps(fields, ensure_ascii=False, separators=(", ", ": ")).encode() + b"\n"
-
-
-def _at(place: tuple[str, int]) -> str:
-    return f"{place[0]}:{place[1]}"

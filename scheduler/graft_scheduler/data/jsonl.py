@@ -93,7 +93,7 @@ def parse_value(raw: bytes | str) -> Any:
         BadRow: it is none, or says one thing twice.
     """
     try:
-        return json.loads(raw.decode() if isinstance(raw, bytes) else raw, object_pairs_hook=unique_object)
+        return _DECODER.decode(raw.decode() if isinstance(raw, bytes) else raw)
     except UnicodeDecodeError as error:
         where = f"byte {error.start + 1} of the line is 0x{error.object[error.start]:02x}"
         raise BadRow(Kind.ENCODING, f"is not UTF-8: {where}; save the file as UTF-8") from None
@@ -113,6 +113,10 @@ def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise BadRow(Kind.SYNTAX, f"has the key `{twice}` twice")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_object)
+"""Made once: `json.loads` makes one at every call that names a hook."""
 
 
 def kind_of(value: Any) -> str:

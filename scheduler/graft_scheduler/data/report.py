@@ -203,7 +203,7 @@ def histogram(values: Sequence[int]) -> Histogram:
     while not any(top // (scale * one) < BINS for one in _WIDTHS):
         scale *= 10
     width = next(scale * one for one in _WIDTHS if top // (scale * one) < BINS)
-    edges = tuple(range(0, top + 1, width))
+    edges = tuple(range(min(values[0] // width, top // width) * width, top + 1, width))
     places = [0, *(bisect_right(values, edge - 1) for edge in edges[1:]), len(values)]
     return Histogram(edges=edges, counts=tuple(end - start for start, end in pairwise(places)))
 

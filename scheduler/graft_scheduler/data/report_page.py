@@ -84,8 +84,8 @@ def _chart(split: SplitReport, lengths: LengthReport, max_length: int) -> str:
         for place in range(0, len(edges), every)
     ]
     width = edges[1] - edges[0] if len(edges) > 1 else 1
-    limit = LEFT + max_length / width * step
-    if lengths.unit == "tokens" and limit < WIDTH:
+    limit = LEFT + (max_length - edges[0]) / width * step
+    if lengths.unit == "tokens" and LEFT < limit < WIDTH:
         line = f'<line class="limit" x1="{limit:.1f}" x2="{limit:.1f}" y1="{TOP}" y2="{TOP + height}"/>'
         bars.append(line)
     axis = f'<line x1="{LEFT}" x2="{WIDTH}" y1="{TOP + height}" y2="{TOP + height}"/>'

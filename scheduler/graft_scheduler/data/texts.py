@@ -35,7 +35,7 @@ def check_text(name: str, value: Any, problems: Problems) -> bool:
 
 def _check_letters(name: str, value: str, problems: Problems) -> None:
     if value.isascii():
-        if found := _CONTROL.search(value):
+        if not value.isprintable() and (found := _CONTROL.search(value)):
             problems.append((Kind.GARBLED, f"`{name}` holds the control character {_letter(found[0])}"))
         return
     try:
