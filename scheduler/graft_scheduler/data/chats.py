@@ -208,14 +208,14 @@ def _check_calls(turns: Sequence[Mapping[str, Any]], tools: Any, problems: Probl
     names = {_name_of(tool) for tool in tools} if tools else None
     ids: set[str] = set()
     for index, turn in enumerate(turns):
-        for call in turn.get("tool_calls") or ():
+        for call in (turn.get("tool_calls") or ()) if turn["role"] == "assistant" else ():
             if names is not None and _name_of(call) not in names:
                 text = f"`messages[{index}]` calls {_name_of(call)!r}, which is not among its tools"
                 problems.append((Kind.TOOLS, text))
             if isinstance(call.get("id"), str):
                 ids.add(call["id"])
         answered = turn.get("tool_call_id")
-        if turn["role"] == "tool" and ids and answered is not None and answered not in ids:
+        if turn["role"] == "tool" and ids and answered is not None and answered not in sorted(ids):
             text = f"`messages[{index}].tool_call_id` is {_short(answered)}, and no call has that id"
             problems.append((Kind.TOOLS, text))
 

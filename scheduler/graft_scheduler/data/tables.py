@@ -108,6 +108,7 @@ def read_parquet(path: Path) -> Iterator[Row | Unread]:
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+                batch.validate(full=True)  # damaged offsets would be followed wherever they lead
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(number, _known(fields))
@@ -126,6 +127,7 @@ def read_arrow(path: Path) -> Iterator[Row | Unread]:
     try:
         with pyarrow.memory_map(str(path)) as source:
             for batch in _batches(source):
+                batch.validate(full=True)  # as above
                 for start in range(0, batch.num_rows, ROWS_AT_ONCE):
                     for fields in batch.slice(start, ROWS_AT_ONCE).to_pylist():
                         number += 1
