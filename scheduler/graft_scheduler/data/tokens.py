@@ -14,7 +14,7 @@ from graft_scheduler.data.sources import SourceFile, Split
 if TYPE_CHECKING:
     from graft_scheduler.rendering import ChatTokenizer
 
-MOST_COUNTED = 100_000
+MOST_COUNTED = 50_000
 """Lengths of a split that are kept: with more rows every second is, then every fourth, and so on."""
 AT_ONCE = 2048
 AT_ONCE_BYTES = 8 << 20
