@@ -464,6 +464,14 @@ def test_wrong_and_missing_credentials_are_told_with_what_to_set(
         open_store(f"s3://{BUCKET}/x")
 
 
+def test_a_folder_that_cannot_be_made_is_named(sftp: SftpPlace) -> None:
+    sftp.root.parent.mkdir(exist_ok=True)
+    sftp.root.write_text("a file in its place")
+
+    with pytest.raises((NotAllowed, StoreError), match=rf"store sftp://.*{sftp.root.name}.*; "):
+        sftp.open()
+
+
 def test_a_server_whose_key_is_not_known_is_not_trusted(sftp: SftpPlace) -> None:
     cutter = Cutter(sftp.port, 1 << 40, "up")
 
@@ -489,7 +497,8 @@ def test_a_user_without_a_key_is_told_what_to_do_and_the_password_is_not_shown(
 
 MISSING = """
 import sys
-sys.modules["s3fs"] = sys.modules["paramiko"] = None
+sys.modules["s3fs"] = sys.modules["paramiko"] = sys.modules["fsspec"] = None
+import graft_cli.main
 from graft_scheduler.store import open_store
 try:
     open_store(sys.argv[1])
@@ -499,7 +508,7 @@ except Exception as error:
 
 
 @pytest.mark.parametrize(("url", "extra"), [("s3://bucket/x", "s3"), ("sftp://me:hunter2@host/x", "sftp")])
-def test_what_is_not_installed_is_one_line_with_the_remedy(url: str, extra: str) -> None:
+def test_what_is_not_installed_is_missed_in_one_line_and_only_there(url: str, extra: str) -> None:
     done = subprocess.run([sys.executable, "-c", MISSING, url], capture_output=True, text=True, check=True)
 
     assert done.stdout.startswith("InvalidInput `store_url` is")

@@ -17,13 +17,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Annotated, Literal, Protocol
 from uuid import NAMESPACE_URL, uuid5
-
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from graft_scheduler.errors import GraftError, StoreError
 from graft_scheduler.states import Digest
@@ -31,39 +27,28 @@ from graft_scheduler.store.depots import Source, absent, check_digest
 from graft_scheduler.store.files import Entry, Files, Lanes, at_first, patiently
 from graft_scheduler.store.folder import IDENTITY_FILE, Blob
 from graft_scheduler.store.partials import ABANDONED_SECONDS
+from graft_scheduler.store.parts import (
+    BLOBS,
+    INDEX_SUFFIX,
+    PARTS,
+    Index,
+    Piece,
+    blob_name,
+    cut,
+    digest_in,
+    index_name,
+    parse_index,
+    part_folder,
+    part_name,
+    part_sizes,
+)
 
 PART_BYTES = 8 << 20
 """What a broken connection costs at most. Some parts are in memory at once, one in each lane."""
-BLOBS, PARTS, INDEX_SUFFIX = "blobs/sha256", "parts/sha256", ".parts"
 STORE_VERSION = 2
 """Of `store.json`. Version 1 is a folder, where large blobs are whole: neither would find the other's."""
 TRIES, LOOKS = 3, 2
 """At an upload whose parts vanish, as another removes them; at a piece that comes damaged."""
-
-
-class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-
-
-class Index(BaseModel):
-    """The parts of a large blob."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: Literal[1] = 1
-    size: int = Field(gt=0)
-    part_bytes: int = Field(gt=0)
-    parts: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")], ...]
-    """Their SHA-256, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some bytes of a blob as a file of their own: the whole blob, or a part."""
-
-    name: str
-    digest: str
-    """Hexadecimal digits of the SHA-256 that it must have."""
 
 
 class RemoteDepot:
@@ -88,7 +73,7 @@ class RemoteDepot:
 
     def size(self, digest: Digest) -> int | None:
         """As `Depot`."""
-        name = _blob_name(digest)
+        name = blob_name(digest)
         whole = patiently(partial(self._files.size, name))
         if whole is not None:
             return whole
@@ -102,7 +87,7 @@ class RemoteDepot:
             return
         for _ in range(TRIES):
             index = self._write_parts(source)
-            wanted = _part_sizes(source.digest, index)
+            wanted = part_sizes(source.digest, index)
             there = self._parts_there(source.digest)
             if wanted.items() <= there.items():
                 break
@@ -111,7 +96,7 @@ class RemoteDepot:
                 f"parts of {source.digest} vanish from {self.place}; who else removes them there?"
             )
         document = index.model_dump_json().encode()
-        patiently(partial(self._files.put, _index_name(source.digest), document))
+        patiently(partial(self._files.put, index_name(source.digest), document))
         self._remove_all(there.keys() - wanted.keys())
 
     def read(self, digest: Digest, start: int = 0) -> Iterator[bytes]:
@@ -124,31 +109,27 @@ class RemoteDepot:
 
     def locate(self, digest: Digest) -> str:
         """The blob's file, or the index of its parts."""
-        name = _blob_name(digest)
+        name = blob_name(digest)
         is_whole = patiently(partial(self._files.size, name)) is not None
-        return self._files.locate(name if is_whole else _index_name(digest))
+        return self._files.locate(name if is_whole else index_name(digest))
 
     def listing(self, after: str = "", most: int | None = None) -> list[Blob]:
         """Blobs in the order of their digests, those behind `after`."""
         found: list[Blob] = []
-        last = _blob_name(Digest(after)) + INDEX_SUFFIX if after else ""
+        last = blob_name(Digest(after)) + INDEX_SUFFIX if after else ""
         for entry in self._entries(BLOBS, last):
             if most is not None and len(found) >= most:
                 break
-            digits = entry.name.rpartition("/")[2]
-            size: int | None = entry.size
-            if digits.endswith(INDEX_SUFFIX):
-                digits = digits.removesuffix(INDEX_SUFFIX)
-                index = self._index(Digest(f"sha256:{digits}"))
-                size = index.size if index else None
-            digest = Digest(f"sha256:{digits}")
-            if size is not None and not (found and found[-1].digest == digest):
-                found.append(Blob(digest, size, entry.modified_at))
+            if (digest := digest_in(entry.name)) is None or (found and found[-1].digest == digest):
+                continue
+            index = self._index(digest) if entry.name.endswith(INDEX_SUFFIX) else None
+            if index or not entry.name.endswith(INDEX_SUFFIX):
+                found.append(Blob(digest, index.size if index else entry.size, entry.modified_at))
         return found
 
     def remove(self, digest: Digest) -> None:
         """The blob and all its parts; not there is no error. Nobody finds half of it meanwhile."""
-        for name in (_index_name(digest), _blob_name(digest)):
+        for name in (index_name(digest), blob_name(digest)):
             patiently(partial(self._files.remove, name))
         self._remove_all(self._parts_there(digest))
 
@@ -158,7 +139,7 @@ class RemoteDepot:
         Raises:
             StoreError: it is not there.
         """
-        for name in (_blob_name(digest), _index_name(digest)):
+        for name in (blob_name(digest), index_name(digest)):
             with suppress(FileNotFoundError):
                 patiently(partial(self._files.renew, name))
                 return
@@ -170,10 +151,10 @@ class RemoteDepot:
         left = [entry for entry in patiently(self._files.leftovers) if entry.modified_at < old]
         for folder, group in groupby(self._entries(PARTS), lambda entry: entry.name.rpartition("/")[0]):
             entries = list(group)
-            if max(entry.modified_at for entry in entries) < old:
-                digest = Digest(f"sha256:{folder.rpartition('/')[2]}")
+            digest = digest_in(folder)
+            if digest and max(entry.modified_at for entry in entries) < old:
                 index = self._index(digest)
-                wanted = _part_sizes(digest, index) if index else {}
+                wanted = part_sizes(digest, index) if index else {}
                 left += [entry for entry in entries if entry.name not in wanted]
         self._remove_all(entry.name for entry in left)
         return sum(entry.size for entry in left)
@@ -190,10 +171,10 @@ class RemoteDepot:
 
     def _write_whole(self, source: Source) -> None:
         found = hashlib.sha256()
-        data = b"".join(part for _, part in _cut(source, found))
+        data = b"".join(part for _, part in cut(source, PART_BYTES, found))
         if found.hexdigest() != check_digest(source.digest):
             raise source.changed()
-        patiently(partial(self._files.put, _blob_name(source.digest), data))
+        patiently(partial(self._files.put, blob_name(source.digest), data))
 
     def _write_parts(self, source: Source) -> Index:
         """Bring the parts that are not there; what they are."""
@@ -202,26 +183,26 @@ class RemoteDepot:
         def send(part: tuple[int, bytes], stopped: threading.Event) -> str:
             number, data = part
             digits = hashlib.sha256(data).hexdigest()
-            name = _part_name(source.digest, number, digits)
+            name = part_name(source.digest, number, digits)
             if there.get(name) != len(data):
                 patiently(partial(self._files.put, name, data), stopped)
             return digits
 
         found = hashlib.sha256()
-        parts = tuple(self._lanes.each(send, _cut(source, found)))
+        parts = tuple(self._lanes.each(send, cut(source, PART_BYTES, found)))
         if found.hexdigest() != check_digest(source.digest):
             raise source.changed()
         return Index(size=source.size, part_bytes=PART_BYTES, parts=parts)
 
     def _pieces(self, digest: Digest, start: int) -> tuple[list[Piece], int]:
         """What holds the bytes from `start` on, and how many of the first piece's come before it."""
-        name = _blob_name(digest)
+        name = blob_name(digest)
         if (size := patiently(partial(self._files.size, name))) is not None:
             return [Piece(name, check_digest(digest))] if start < max(size, 1) else [], start
         if (index := self._index(digest)) is None:
             raise absent(digest, self.place)
         first, skipped = divmod(start, index.part_bytes)
-        names = list(_part_sizes(digest, index))
+        names = list(part_sizes(digest, index))
         pieces = [Piece(name, digits) for name, digits in zip(names, index.parts, strict=True)]
         return pieces[first:], skipped
 
@@ -236,13 +217,15 @@ class RemoteDepot:
             try:
                 data = patiently(partial(self._files.get, piece.name), stopped)
             except FileNotFoundError:
+                if self.size(digest) is None:
+                    raise absent(digest, self.place) from None  # removed meanwhile
                 fault = f"{self._files.locate(piece.name)} is not there"
                 continue
             if (actual := hashlib.sha256(data).hexdigest()) == piece.digest:
                 return data
             where = self._files.locate(piece.name)
             fault = f"the bytes of {where} are sha256:{actual}, not sha256:{piece.digest}"
-        names = dict.fromkeys((_index_name(digest), piece.name))
+        names = dict.fromkeys((index_name(digest), piece.name))
         try:
             for name in names:
                 patiently(partial(self._files.remove, name), stopped)
@@ -257,16 +240,16 @@ class RemoteDepot:
         Raises:
             StoreError: it is of a version that we do not know.
         """
-        name = _index_name(digest)
+        name = index_name(digest)
         try:
             data = patiently(partial(self._files.get, name))
         except FileNotFoundError:
             return None
-        return _parse_index(data, self._files.locate(name))
+        return parse_index(data, self._files.locate(name))
 
     def _parts_there(self, digest: Digest) -> dict[str, int]:
         """Names and sizes."""
-        return {entry.name: entry.size for entry in self._entries(_part_folder(digest))}
+        return {entry.name: entry.size for entry in self._entries(part_folder(digest))}
 
     def _entries(self, folder: str, after: str = "") -> Iterator[Entry]:
         """All files below the folder, behind `after`."""
@@ -280,26 +263,6 @@ class RemoteDepot:
 
         for _ in self._lanes.each(remove, names):
             pass
-
-
-def _cut(source: Source, found: _Hash) -> Iterator[tuple[int, bytes]]:
-    """Its bytes in parts with their numbers; `found` learns them all.
-
-    Raises:
-        StoreError: there are more of them than there were.
-    """
-    number, left, part = 0, source.size, bytearray()
-    for chunk in source.read(0):
-        found.update(chunk)
-        if (left := left - len(chunk)) < 0:
-            raise source.changed()
-        part += chunk
-        while len(part) >= PART_BYTES:
-            yield number, bytes(part[:PART_BYTES])
-            del part[:PART_BYTES]
-            number += 1
-    if part:
-        yield number, bytes(part)
 
 
 def _identity(document: bytes, where: str) -> str:
@@ -319,42 +282,3 @@ def _identity(document: bytes, where: str) -> str:
             f"{where} is not of a version this Graft knows; update Graft, or choose another place"
         )
     return found
-
-
-def _parse_index(data: bytes, where: str) -> Index | None:
-    with suppress(ValidationError):
-        index = Index.model_validate_json(data)
-        return index if len(index.parts) == -(-index.size // index.part_bytes) else None
-    with suppress(ValueError, TypeError, KeyError):
-        if json.loads(data)["version"] != 1:
-            raise StoreError(f"{where} is not of a version this Graft knows; update Graft")
-    return None
-
-
-def _blob_name(digest: Digest) -> str:
-    digits = check_digest(digest)
-    return f"{BLOBS}/{digits[:2]}/{digits}"
-
-
-def _index_name(digest: Digest) -> str:
-    return f"{_blob_name(digest)}{INDEX_SUFFIX}"
-
-
-def _part_folder(digest: Digest) -> str:
-    digits = check_digest(digest)
-    return f"{PARTS}/{digits[:2]}/{digits}"
-
-
-def _part_name(digest: Digest, number: int, digits: str) -> str:
-    return f"{_part_folder(digest)}/{number:06}-{digits}"
-
-
-def _part_sizes(digest: Digest, index: Index) -> dict[str, int]:
-    """By name, in order."""
-    last = len(index.parts) - 1
-    return {
-        _part_name(digest, number, digits): index.part_bytes
-        if number < last
-        else index.size - last * index.part_bytes
-        for number, digits in enumerate(index.parts)
-    }

@@ -170,7 +170,13 @@ class SftpFiles:
             with suppress(OSError):  # it is there; or the call fails once more, and says why
                 server.ftp.mkdir(str(around))
                 server.ftp.chmod(str(around), S_IRWXU | S_IRWXG | S_IROTH | S_IXOTH)
-        return call()
+        try:
+            return call()
+        except FileNotFoundError as error:
+            raise NotAllowed(
+                f"store {self.place}: {folder} is not there and cannot be made; make {self._root} there, for "
+                f"{self._options['username']} to write in"
+            ) from error
 
     def _first_below(self, server: _Server, folder: str, after: str) -> list[Entry]:
         try:
