@@ -46,9 +46,7 @@ def main() -> None:
     """Measure, explain, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a blob of 256 MB instead of 2 GB")
-    parser.add_argument(
-        "--memory", type=int, metavar="MB", help="only the peak of memory, for such a file"
-    )
+    parser.add_argument("--memory", type=int, metavar="MB", help="only the peak of memory, for such a file")
     options = parser.parse_args()
     if options.memory:
         figures = compare_peaks(options.memory)
