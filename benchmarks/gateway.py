@@ -1,12 +1,13 @@
 """The gateway's downloads against a plain `sendfile` loop over the same folder, and its memory.
 
-    python benchmarks/gateway.py [--quick]
+    python benchmarks/gateway.py [--quick | --memory MB]
 
 Both serve the same blob on loopback to the same client, in turns; a run's time is from the request to the
 last byte. `download_share` is the gateway's speed over the loop's (medians); `upload_mb_per_second` what
 `Store.put_file` gets, hashing at both ends and syncing included; `memory_ratio` the gateway's resident memory
-after a large blob went both ways, over that after one of 20 MB. Explains itself on stderr; the last line of
-stdout is one JSON object.
+after a large blob went both ways, over that after one of 20 MB. With `--memory` nothing else is measured:
+the most memory that gateway and client have while a file of zeros of that size goes both ways, over the same
+for one of 20 MB. Explains itself on stderr; the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from importlib import metadata
 
 import psutil
@@ -44,8 +46,12 @@ def main() -> None:
     """Measure, explain, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a blob of 256 MB instead of 2 GB")
+    parser.add_argument("--memory", type=int, metavar="MB", help="only the peak of memory, for such a file")
     options = parser.parse_args()
-    figures = measure(256 if options.quick else 2048, 5 if options.quick else 7)
+    if options.memory:
+        figures = compare_peaks(options.memory)
+    else:
+        figures = measure(256 if options.quick else 2048, 5 if options.quick else 7)
     machine = {"system": platform.platform(), "cores": psutil.cpu_count()}
     versions = {name: metadata.version(name) for name in ("mlx-graft", "starlette", "uvicorn")}
     print(json.dumps({"benchmark": "gateway", "figures": figures, "machine": machine, "versions": versions}))
@@ -86,6 +92,44 @@ def measure(large_mib: int, runs: int) -> dict[str, float]:
         "upload_mb_per_second": round(large_mib / upload_seconds, 1),
         "memory_ratio": round(large_bytes / small_bytes, 3),
     }
+
+
+def compare_peaks(large_mib: int) -> dict[str, float]:
+    """Of gateway and client, the large file's over the small one's."""
+    small, large = peaks(SMALL_MIB), peaks(large_mib)
+    return {f"{name}_peak_ratio": round(large[name] / small[name], 3) for name in small}
+
+
+def peaks(mib: int) -> dict[str, int]:
+    """The most memory of each while a file of zeros goes both ways, both in new processes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        gateway = start_gateway(folder, port)
+        try:
+            eventually(lambda: listens(port), 30)
+            with (folder / "zeros").open("wb") as file:
+                file.truncate(mib * MIB)
+            client = multiprocessing.get_context("spawn").Process(target=carry, args=(folder, port))
+            client.start()
+            found = {"gateway": psutil.Process(gateway.pid), "client": psutil.Process(client.pid)}
+            highest = dict.fromkeys(found, 0)
+            while client.is_alive():
+                for who, process in found.items():
+                    with suppress(psutil.Error):
+                        highest[who] = max(highest[who], process.memory_info().rss)
+                client.join(0.05)
+            assert client.exitcode == 0
+        finally:
+            gateway.kill()
+            gateway.wait()
+    say(f"{mib} MB both ways: " + ", ".join(f"{who} {most / MIB:.1f} MB" for who, most in highest.items()))
+    return highest
+
+
+def carry(folder: Path, port: int) -> None:
+    """In a process of its own: up and down."""
+    store = open_store(f"http://127.0.0.1:{port}", TOKEN)
+    store.get_file(store.put_file(folder / "zeros"), folder / "back")
 
 
 def start_gateway(folder: Path, port: int) -> subprocess.Popen[bytes]:

@@ -106,11 +106,9 @@ def check_store(client: Client) -> tuple[Store | None, Check]:
         store = client.store()
         store.put_bytes(b"graft validate\n")
     except (GraftError, OSError) as error:
-        remedy = (
-            "start the gateway (`graft gateway`), or set GRAFT_STORE_URL to a folder that you may write, "
-            "the same on all machines"
-        )
-        return None, Check("store", Verdict.FAILED, str(error), remedy)
+        text, _, remedy = str(error).partition("; ")
+        remedy = remedy or "set GRAFT_STORE_URL to the same on all machines; docs/store.md says to what"
+        return None, Check("store", Verdict.FAILED, text, remedy)
     return store, Check("store", Verdict.OK, store.place)
 
 

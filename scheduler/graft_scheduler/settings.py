@@ -157,8 +157,9 @@ OPTIONS: dict[str, Option] = {
     "store_url": Option(
         str,
         None,
-        "where data sets, models and adapters are kept, file:///PATH or a gateway, http://HOST:PORT; when "
-        "absent the gateway that Redis names, else `store` in the data folder",
+        "where data sets, models and adapters are kept, file:///PATH, a gateway, http://HOST:PORT, "
+        "s3://BUCKET/PREFIX or sftp://USER@HOST/PATH; when absent the gateway that Redis names, else `store` "
+        "in the data folder",
     ),
     "store_token": Option(str, None, "what a gateway asks for; several with commas between", is_secret=True),
     "gateway_host": Option(

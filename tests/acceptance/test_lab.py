@@ -1,7 +1,7 @@
-"""A lab without a shared disk: machines that reach nothing of each other but Redis and the gateway.
+"""A lab without a shared disk: machines that reach nothing of each other but Redis and the store.
 
-Each machine is a network namespace with folders of its own. All that is configured on those that train
-and submit is the address of Redis.
+Each machine is a network namespace with folders of its own. All that is configured on those that train and
+submit is the address of Redis; where the store is an S3 server, also that one's.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from typing import Any
 
 import pytest
 
+from tests.file_servers import BUCKET, S3_COMMAND, S3_VARIABLES
 from tests.services import eventually, find_redis_server
 
 pytestmark = pytest.mark.processes
-KNOCK = "import socket; socket.create_connection(('127.0.0.1', 8470), 1)"
+KNOCK = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 1)"
+S3_PORT = 9000
+MAKE_BUCKET = f"import urllib3; urllib3.request('PUT', 'http://127.0.0.1:{S3_PORT}/{BUCKET}')"
 GRAFT = (sys.executable, "-c", "from graft_cli.main import run; run()")
 
 
@@ -70,10 +73,10 @@ class Machine:
 
 
 class Lab:
-    """`lab` has Redis, the scheduler and the gateway; each other machine has one cable to it."""
+    """`lab` has Redis, the scheduler and the store's server; each other machine has one cable to it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, store: str) -> None:
+        self._folder, self._store = folder, store
         self._prefix = f"g{os.getpid()}"
         self._cables = 0
         self._machines: list[Machine] = []
@@ -84,18 +87,29 @@ class Lab:
         assert server is not None
         options = ("--bind", "0.0.0.0", "--protected-mode", "no", "--appendonly", "yes")
         self.lab.start(server, *options, "--maxmemory-policy", "noeviction")
-        self.lab.settings |= {"GRAFT_GATEWAY_ADDRESS": "0.0.0.0", "GRAFT_STORE_TOKEN": "of this lab"}
-        self.lab.start(sys.executable, "-m", "graft_scheduler.gateway")
+        if self._store == "gateway":
+            self.lab.settings |= {"GRAFT_GATEWAY_ADDRESS": "0.0.0.0", "GRAFT_STORE_TOKEN": "of this lab"}
+            self.lab.start(sys.executable, "-m", "graft_scheduler.gateway")
+            self._wait_for(8470)
+        else:
+            self.lab.start(*S3_COMMAND, "-H", "0.0.0.0", "-p", str(S3_PORT))
+            self._wait_for(S3_PORT)
+            assert self.lab.run(sys.executable, "-c", MAKE_BUCKET).returncode == 0
         self.lab.start(sys.executable, "-m", "graft_scheduler")
-        eventually(
-            lambda: self.lab.run(sys.executable, "-c", KNOCK).returncode == 0, 30, "the gateway listens"
-        )
+
+    def _wait_for(self, port: int) -> None:
+        knock = (sys.executable, "-c", KNOCK, str(port))
+        eventually(lambda: self.lab.run(*knock).returncode == 0, 30, f"port {port} listens")
 
     def machine(self, name: str) -> Machine:
         """One more, that reaches `lab` at an address of its own."""
         self._cables += 1
         here, there = f"10.77.{self._cables}.2", f"10.77.{self._cables}.1"
-        machine = self._machine(name, {"GRAFT_REDIS_URL": f"redis://{there}:6379/0"})
+        settings = {"GRAFT_REDIS_URL": f"redis://{there}:6379/0"}
+        if self._store == "s3":
+            own = {"GRAFT_STORE_URL": f"s3://{BUCKET}/graft", "AWS_ENDPOINT_URL": f"http://{there}:{S3_PORT}"}
+            settings |= {**S3_VARIABLES, **own}
+        machine = self._machine(name, settings)
         near, far = f"v{self._cables}n{os.getpid() % 10000}", f"v{self._cables}f{os.getpid() % 10000}"
         ip(
             "link",
@@ -141,8 +155,8 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+@pytest.fixture(params=["gateway", "s3"])
+def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lab]:
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need `ip` and root")
     try:
@@ -150,7 +164,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         ip("netns", "delete", probe)
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no network namespaces here: {error.stderr.decode()}")
-    lab = Lab(tmp_path)
+    lab = Lab(tmp_path, request.param)
     try:
         lab.start()
         yield lab
@@ -158,7 +172,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         lab.stop()
 
 
-def test_a_fine_tune_travels_through_the_gateway_alone(lab: Lab, tiny_base: Path) -> None:
+def test_a_fine_tune_travels_through_the_store_alone(lab: Lab, tiny_base: Path) -> None:
     from tests.worker.engine.tiny import text_rows, write_rows
 
     hosts = {name: lab.machine(name) for name in ("one", "two")}
@@ -172,8 +186,8 @@ def test_a_fine_tune_travels_through_the_gateway_alone(lab: Lab, tiny_base: Path
     eventually(lambda: len(laptop.graft("hosts")) == 2, 60, "two hosts")
 
     job = laptop.graft(
-        "train", "-m", str(base), "-d", str(data), "--steps", "1200", "--batch-size", "2",
-        "--set", "checkpoint.every=150",
+        "train", "-m", str(base), "-d", str(data), "--steps", "800", "--batch-size", "2",
+        "--set", "checkpoint.every=100",
     )["id"]  # fmt: skip
     eventually(lambda: laptop.graft("show", job)["resume"], 60, "a checkpoint")
     first = laptop.graft("show", job)["host"]

@@ -6,7 +6,6 @@ import hashlib
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from graft_scheduler.store.depots import Source
 from graft_scheduler.store.folder import FolderDepot
 from graft_scheduler.store.gateway import GatewayDepot
 from graft_scheduler.store.writers import WRITER
+from tests.cutter import Cutter
 from tests.services import eventually, free_port, listens
 
 pytestmark = pytest.mark.processes
@@ -96,47 +96,6 @@ def own_service(tmp_path: Path) -> Iterator[Gateway]:
 @pytest.fixture
 def store(service: Gateway) -> Store:
     return open_store(service.url, TOKEN)
-
-
-class Cutter:
-    """Between a client and the gateway: each connection is cut after so many bytes in one direction."""
-
-    def __init__(self, port: int, after: int, direction: str) -> None:
-        self._port, self._after, self._direction = port, after, direction
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.passed: list[int] = []
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                threading.Thread(target=self._relay, args=(near,), daemon=True).start()
-
-    def _relay(self, near: socket.socket) -> None:
-        with near, socket.create_connection(("127.0.0.1", self._port)) as far:
-            down = threading.Thread(target=self._pass, args=(far, near, "down"))
-            down.start()
-            self._pass(near, far, "up")
-            down.join()
-
-    def _pass(self, source: socket.socket, sink: socket.socket, way: str) -> None:
-        passed = 0
-        with suppress(OSError):
-            while data := source.recv(65536):
-                passed += len(data)
-                sink.sendall(data)
-                if way == self._direction and passed > self._after:
-                    break
-        if way == self._direction:
-            self.passed.append(passed)
-        for one in (source, sink):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listener.close()
 
 
 def make_file(path: Path, size: int) -> Path:

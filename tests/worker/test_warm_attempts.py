@@ -15,11 +15,12 @@ from safetensors.numpy import load_file
 
 from graft_scheduler import keys
 from graft_scheduler.demand import Demand, Request
+from graft_scheduler.errors import NotAllowed
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.records import HostInfo, JobRecord
 from graft_scheduler.rooms import Placement
 from graft_scheduler.settings import load_settings
-from graft_scheduler.states import Digest, HostId, JobId, JobState
+from graft_scheduler.states import Digest, FailureClass, HostId, JobId, JobState
 from graft_scheduler.store import Store, open_store
 from graft_scheduler.transitions import Transitions, Window
 from graft_worker.host import open_folder
@@ -154,3 +155,19 @@ def test_trials_of_one_base_take_turns_in_one_runner(
     bench.worker.runners.close()
     last = bench.runner("elsewhere")[0]
     eventually(lambda: not psutil.pid_exists(last) or has_left(psutil.Process(last)), 2)
+
+
+def test_a_job_whose_host_the_store_refuses_fails_with_the_store(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(store: Store, digest: Digest, dest: Path) -> None:
+        raise NotAllowed("store s3://lab: the credentials ran out")
+
+    monkeypatch.setattr(Store, "get_folder", refusing)
+
+    record = bench.run("refused", bench.job())
+
+    assert record.state is JobState.QUEUED
+    assert record.failure is not None
+    assert record.failure.failure is FailureClass.STORE
+    assert "the credentials ran out" in record.failure.text

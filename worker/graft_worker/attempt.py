@@ -13,7 +13,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from graft_scheduler import fleet
-from graft_scheduler.errors import Fenced, GraftError, StoreError, Unreachable
+from graft_scheduler.errors import Fenced, GraftError, NotAllowed, StoreError, Unreachable
 from graft_scheduler.lessons import Measured, measured
 from graft_scheduler.memory import Backend
 from graft_scheduler.messages import Checkpoint, Done, Failed, Shrink, Start, TrainResult
@@ -89,7 +89,7 @@ class Attempt:
             return self._explain(last_word, exit_code)
         except Fenced:
             raise
-        except (StoreError, Unreachable) as error:
+        except (StoreError, Unreachable, NotAllowed) as error:
             return self._failed(FailureClass.STORE, str(error))
         except OSError as error:
             return self._failed(FailureClass.HOST, f"the host's disk or system failed: {error}")
