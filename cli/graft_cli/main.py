@@ -13,6 +13,8 @@ from graft_cli import (
     control,
     dashboard,
     demo,
+    export,
+    fuse,
     generate,
     hosts,
     installation,
@@ -20,6 +22,7 @@ from graft_cli import (
     plan,
     processes,
     profile,
+    push_hub,
     study,
     train,
     tune,
@@ -53,6 +56,9 @@ app.command()(control.resume)
 app.command()(control.retry)
 app.command()(control.pull)
 app.command()(generate.generate)
+app.command()(fuse.fuse)
+app.command()(export.export)
+app.command("push-hub")(push_hub.push_hub)
 app.command()(profile.profile)
 app.command()(tune.tune)
 app.add_typer(study.app, name="study")
