@@ -186,7 +186,7 @@ def run(case: Case, model: Path) -> Outcome:
         job = TrainJob.model_validate(
             {
                 "model": str(model),
-                "data": str(data),
+                "data": {"source": str(data), "allow": ["leak"]},  # one row, often
                 "method": case.method,
                 "batch_size": case.rows,
                 "steps": 1,

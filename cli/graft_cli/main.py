@@ -14,6 +14,8 @@ from graft_cli import (
     dashboard,
     data,
     demo,
+    export,
+    fuse,
     generate,
     hosts,
     installation,
@@ -21,6 +23,7 @@ from graft_cli import (
     plan,
     processes,
     profile,
+    push_hub,
     study,
     train,
     tune,
@@ -54,6 +57,9 @@ app.command()(control.resume)
 app.command()(control.retry)
 app.command()(control.pull)
 app.command()(generate.generate)
+app.command()(fuse.fuse)
+app.command()(export.export)
+app.command("push-hub")(push_hub.push_hub)
 app.command()(profile.profile)
 app.command()(tune.tune)
 app.add_typer(study.app, name="study")

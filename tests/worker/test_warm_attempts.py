@@ -112,7 +112,7 @@ def bench(worker: Worker, redis: Redis, tmp_path: Path) -> Bench:
     make_tokenizer(base)
     make_model(base)
     write_rows(data / "train.jsonl", text_rows(12))
-    write_rows(data / "valid.jsonl", text_rows(2))
+    write_rows(data / "valid.jsonl", text_rows(14)[12:])
     return Bench(worker, redis, base, data)
 
 

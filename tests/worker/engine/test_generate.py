@@ -55,7 +55,7 @@ def test_an_adapter_changes_the_answer_to_what_it_learned(
 
 
 def test_an_adapter_of_qlora_is_put_on_the_quantised_base(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write_rows(tmp_path / "texts.jsonl", [{"text": "apple"}] * 4)
     job = TrainJob.model_validate(
@@ -69,6 +69,7 @@ def test_an_adapter_of_qlora_is_put_on_the_quantised_base(
         }
     )
     graft_worker.train(job, tmp_path / "out", tell=lambda message: None)
+    capsys.readouterr()
     loaded: list[Base] = []
 
     def load(*arguments: Any) -> Base:
@@ -77,10 +78,11 @@ def test_an_adapter_of_qlora_is_put_on_the_quantised_base(
 
     monkeypatch.setattr(loading, "load_base", load)
 
-    command = ["--model", str(base), "--prompt", "a", "--max-tokens", "2", "--adapter"]
+    command = ["--model", str(base), "--prompt", "a", "--max-tokens", "2", "--json", "--adapter"]
     code = main([*command, str(tmp_path / "out" / "adapter")])
 
     assert code == 0
+    assert json.loads(capsys.readouterr().out)["generation_tokens"] > 0  # mlx-lm prints of its own accord
     assert loaded[0].quantization == {"bits": 4, "group_size": 32}
     linear = loaded[0].model.layers[0].self_attn.q_proj.linear
     assert isinstance(linear, nn.QuantizedLinear)

@@ -236,12 +236,13 @@ def test_the_examples_of_the_page_work(
     shutil.copytree(texts, "my-data")
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
-    assert len(examples) == 6
-    for example in examples[:2]:
+    assert len(examples) == 7
+    for example in examples[:3]:
         exec(
             compile(example, str(PAGE), "exec"), {}
         )  # the others need a service; the client has its own tests
-    for example in examples[2:]:
+    for example in examples[3:]:
         compile(example, str(PAGE), "exec")
     for name in ("first", "second"):
         mlx_lm.load("my-model", adapter_path=f"out/{name}/adapter")
+    mlx_lm.load("out/fused")

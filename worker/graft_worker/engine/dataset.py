@@ -93,19 +93,34 @@ def check_and_tell(dataset: Dataset, spec: TrainJob, base: Base, reporter: Repor
     _tell_ends(dataset.train, base, reporter)
 
 
-def _read(spec: TrainJob, path: Path) -> tuple[Inspection, list[Row], list[Row]]:
-    """What is there, and the rows to learn from and to measure on."""
+def read_splits(path: Path, data_format: DataFormat | None) -> tuple[Inspection, dict[Split, list[Row]]]:
+    """What is in the data set at `path`, and its training and validation rows as they are trained.
+
+    Raises:
+        InvalidInput: it cannot be used; says where.
+    """
     rows: dict[Split, list[Row]] = {Split.TRAIN: [], Split.VALID: []}
-    wanted = None if spec.data.format is None else trained_format(spec.data.format)
+    wanted = None if data_format is None else trained_format(data_format)
 
     def take(_: Inspection, file: SourceFile, row: Row, fields: Mapping[str, Any]) -> None:
         rows[file.split].append(Row(row.line, fields))
 
-    found = inspect_stored(path, wanted, take)
+    return inspect_stored(path, wanted, take), rows
+
+
+def held_out(
+    found: Inspection, rows: Sequence[Row], fraction: float, seed: int
+) -> tuple[list[Row], list[Row]]:
+    """The training rows parted in those that are trained on and those held out, where there is no file."""
+    return split(rows, fraction, seed, found.facts(Split.TRAIN).keys)
+
+
+def _read(spec: TrainJob, path: Path) -> tuple[Inspection, list[Row], list[Row]]:
+    """What is there, and the rows to learn from and to measure on."""
+    found, rows = read_splits(path, spec.data.format)
     train, valid = rows[Split.TRAIN], rows[Split.VALID]
     if not valid:
-        keys = found.facts(Split.TRAIN).keys
-        train, valid = split(train, spec.data.valid_fraction, spec.seed, keys)
+        train, valid = held_out(found, train, spec.data.valid_fraction, spec.seed)
     return found, train, valid
 
 

@@ -58,7 +58,7 @@ def quantization_of(folder: Path) -> QuantizationConfig | None:
     Raises:
         JobError: there is no adapter, or its config cannot be read; class `config`.
     """
-    with _adapter_errors(folder):
+    with adapter_errors(folder):
         config = json.loads((folder / CONFIG_FILE).read_bytes())
         found = config.get("base_quantization")
         return None if found is None else QuantizationConfig.model_validate(found)
@@ -70,7 +70,7 @@ def put_adapter(base: Base, folder: Path) -> None:
     Raises:
         JobError: there is none, or it belongs to another model; class `config`.
     """
-    with _adapter_errors(folder):
+    with adapter_errors(folder):
         load_adapters(base.model, str(folder))
     base.model.eval()
 
@@ -101,7 +101,7 @@ def generate(base: Base, question: Question, tell: Callable[[str], None]) -> Ans
 
 
 @contextmanager
-def _adapter_errors(folder: Path) -> Iterator[None]:
+def adapter_errors(folder: Path) -> Iterator[None]:
     """What goes wrong in here is about the adapter in `folder`."""
     try:
         yield

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,9 +102,9 @@ def load_base(
         tokenizer = load_tokenizer(
             path, {"trust_remote_code": ref.trust_remote_code}, eos_token_ids=config.get("eos_token_id")
         )
-        dtype = _cast(model, precision)
+        dtype = cast(model, precision)
         if quantization is not None:
-            _quantise(model, config, quantization)
+            quantise(model, config, quantization)
         for _, module in reversed(model.named_modules()):  # leaves first, an unquantised copy at a time
             mx.eval(module.parameters())
     except JobError:
@@ -152,7 +154,7 @@ def _check_folder(path: Path, *, must_be_whole: bool) -> bool:
     return is_quantised
 
 
-def _cast(model: nn.Module, precision: Precision) -> str:
+def cast(model: nn.Module, precision: Precision) -> str:
     """Set the dtype of the unquantised weights and scales; the name of the one that holds."""
     if precision is Precision.AUTO and is_gpu():
         return _dtype_name(_own_dtype(model))
@@ -161,12 +163,21 @@ def _cast(model: nn.Module, precision: Precision) -> str:
     return _dtype_name(dtype)
 
 
-def _quantise(model: nn.Module, config: dict[str, Any], quantization: QuantizationConfig) -> None:
-    quantize_model(model, config, quantization.group_size, quantization.bits)
+def quantise(
+    model: nn.Module, config: dict[str, Any], quantization: QuantizationConfig
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Quantise every layer of `model` that the group size divides; the model, and what its config says then.
+
+    Raises:
+        JobError: it divides none; class `config`.
+    """
+    with redirect_stdout(sys.stderr):  # mlx-lm prints how many bits a weight has
+        model, config = quantize_model(model, config, quantization.group_size, quantization.bits)
     kinds = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
     if not any(isinstance(module, kinds) for _, module in model.named_modules()):
         text = f"`quantization.group_size` is {quantization.group_size}, and divides no layer of the model"
         raise JobError(FailureClass.CONFIG, f"{text}; use a smaller one, or the method lora")
+    return model, config
 
 
 def _check_experts(model: nn.Module, dtype: str) -> None:
