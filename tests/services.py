@@ -283,4 +283,5 @@ def permanent_keys() -> set[str]:
         keys.LESSONS,
         keys.STUDIES,
         keys.STUDY_SEQUENCE,
+        keys.TAGS,
     }

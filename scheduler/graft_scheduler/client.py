@@ -14,7 +14,8 @@ from graft_scheduler import fleet, keys, submission
 from graft_scheduler.comparison import ComparisonHandle, Variant
 from graft_scheduler.comparison.finding import find_jobs, refuse_known
 from graft_scheduler.comparison.preparing import prepare_comparison
-from graft_scheduler.errors import Conflict, JobFailed, StoreError, Unreachable
+from graft_scheduler.errors import Conflict, JobFailed
+from graft_scheduler.job_log import read_log
 from graft_scheduler.job_plan import JobPlan, make_plan
 from graft_scheduler.jobs import CountJob, TrainJob, current_user
 from graft_scheduler.lessons import read_lessons
@@ -235,15 +236,12 @@ class Client(Reader):
         self._broker().announce_waiting([(full, record.token, record.spec.kind, record.spec.submitter)])
         return record
 
-    def log_lines(self, job_id: str) -> list[str]:
-        """The job's log: whole once it has ended, its newest lines while it runs."""
+    def log_lines(self, job_id: str) -> Iterator[str]:
+        """The job's log by attempts: all of one that has ended, the newest lines of one that runs."""
         record = self.get(job_id)
-        if record.log is not None and record.state.is_terminal:
-            try:
-                return self.store().get_bytes(record.log).decode(errors="replace").splitlines()
-            except (StoreError, Unreachable):
-                pass  # the lines that Redis still has are better than none
-        return [line for _, line in self._new_lines(record.id, "0")]
+        with self._reached():
+            lines = self._new_lines(record.id, "0")
+        return read_log(record, self.store, lines)
 
     def follow_log(self, job_id: str) -> Iterator[str]:
         """The job's log lines as they come, until it has ended."""
@@ -252,9 +250,9 @@ class Client(Reader):
             ended = patiently(lambda: self.get(job)).state.is_terminal
             with self._reached():
                 lines = self._new_lines(job, after)
-            for entry_id, line in lines:
-                after = entry_id
-                yield line
+            for line in lines:
+                after = line.entry
+                yield line.text
             if ended and not lines:
                 return
             time.sleep(0 if lines else POLL_SECONDS)
