@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from graft_cli import (
+    adapter,
     compare,
     control,
     dashboard,
@@ -52,6 +53,7 @@ app.command()(control.pause)
 app.command()(control.resume)
 app.command()(control.retry)
 app.command()(control.pull)
+app.add_typer(adapter.app, name="adapter")
 app.command()(generate.generate)
 app.command()(profile.profile)
 app.command()(tune.tune)

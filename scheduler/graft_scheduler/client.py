@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from graft_scheduler import fleet, keys, submission
+from graft_scheduler.adapters import Adapters
+from graft_scheduler.checkpoints import Which
 from graft_scheduler.comparison import ComparisonHandle, Variant
 from graft_scheduler.comparison.finding import find_jobs, refuse_known
 from graft_scheduler.comparison.preparing import prepare_comparison
@@ -68,9 +70,9 @@ class JobHandle:
         """Stop it; a running job saves a checkpoint first."""
         self.client.cancel(self.id)
 
-    def pull(self, destination: Path) -> Path:
-        """Fetch the adapter's folder."""
-        return self.client.pull(self.id, destination)
+    def pull(self, destination: Path, checkpoint: Which | None = None) -> Path:
+        """Fetch the adapter's folder, or a checkpoint's."""
+        return self.client.pull(self.id, destination, checkpoint)
 
 
 class Client(Reader):
@@ -307,17 +309,22 @@ class Client(Reader):
             self._redis.delete(keys.host(record.info.id), keys.host_queue(record.info.id))
             forget_snapshot(self._redis)
 
-    def pull(self, job_id: str, destination: Path) -> Path:
-        """Fetch the job's adapter into `destination`, which must not exist or be empty.
+    @cached_property
+    def adapters(self) -> Adapters:
+        """What jobs have made: list, describe, name and remove it."""
+        return Adapters(self, self._redis, self._reached)
+
+    def pull(
+        self, job_id: str, destination: Path, checkpoint: Which | None = None, *, whole: bool = False
+    ) -> Path:
+        """Fetch the adapter of a job, or the one of that name, into `destination`; see `Adapters.pull`.
+
+        `checkpoint` is `"best"`, `"last"` or a step: also of a job that runs, failed or was cancelled.
 
         Raises:
-            Conflict: the job has no adapter yet.
+            Conflict: the job has no adapter yet, or `destination` holds something else.
         """
-        record = self.get(job_id)
-        if record.adapter is None:
-            raise Conflict(f"job {record.id} is {record.state.shown} and has no adapter to pull")
-        self.store().get_folder(record.adapter, destination)
-        return destination
+        return self.adapters.pull(job_id, destination, checkpoint, whole=whole)
 
     def _queue(self, prepared: Submission, store_id: str) -> JobId:
         job_id, job = JobId("".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH))), prepared.spec
