@@ -10,6 +10,7 @@ import typer
 
 from graft_cli import (
     adapter,
+    collecting,
     compare,
     control,
     dashboard,
@@ -66,6 +67,7 @@ app.command()(processes.worker)
 app.command()(processes.scheduler)
 app.command()(processes.flower)
 app.command()(processes.gateway)
+app.command()(collecting.gc)
 app.command()(validate.validate)
 app.command()(installation.info)
 app.command()(installation.config)

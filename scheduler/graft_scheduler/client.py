@@ -17,6 +17,13 @@ from graft_scheduler.comparison import ComparisonHandle, Variant
 from graft_scheduler.comparison.finding import find_jobs, refuse_known
 from graft_scheduler.comparison.preparing import prepare_comparison
 from graft_scheduler.errors import Conflict, JobFailed
+from graft_scheduler.garbage import (
+    GRACE_SECONDS,
+    Collected,
+    Garbage,
+    find_garbage,
+    remove_garbage,
+)
 from graft_scheduler.job_log import read_log
 from graft_scheduler.job_plan import JobPlan, make_plan
 from graft_scheduler.jobs import CountJob, TrainJob, current_user
@@ -325,6 +332,19 @@ class Client(Reader):
             Conflict: the job has no adapter yet, or `destination` holds something else.
         """
         return self.adapters.pull(job_id, destination, checkpoint, whole=whole)
+
+    def find_garbage(self, older_seconds: float = GRACE_SECONDS) -> Garbage:
+        """What in the store nobody refers to and is older than that; see `garbage`. Nothing is removed.
+
+        Raises:
+            Conflict: a record cannot be understood, or Redis knows nothing of the store.
+        """
+        with self._reached():
+            return find_garbage(self.store(), self._redis, older_seconds)
+
+    def remove_garbage(self, garbage: Garbage) -> Collected:
+        """Remove it from the store, but for what was renewed meanwhile."""
+        return remove_garbage(self.store(), garbage)
 
     def _queue(self, prepared: Submission, store_id: str) -> JobId:
         job_id, job = JobId("".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH))), prepared.spec

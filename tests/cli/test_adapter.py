@@ -1,7 +1,9 @@
-"""`graft adapter` and `graft pull`, against a real Redis and a store in a folder."""
+"""`graft adapter`, `graft pull` and `graft gc`, against a real Redis and a store in a folder."""
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,28 @@ def test_an_adapter_is_removed_when_somebody_says_so(service: Graft, job: str) -
     assert service("pull", job).code == 7
     assert "was removed by" in service("pull", job, "--checkpoint", "last").stderr
     assert service("adapter", "ls").stdout == ""
+
+
+def test_gc_says_what_would_go_and_asks_before_it_goes(service: Graft, job: str) -> None:
+    service("adapter", "rm", job, "--yes")
+    with Client() as client:
+        root = Path(client.store().depot.place.removeprefix("file://"))
+    then = time.time() - 2 * 86_400
+    for path in root.rglob("blobs/sha256/*/*"):
+        os.utime(path, (then, then))
+
+    planned = service("gc", "--dry-run")
+    asked = service("gc")
+    done = service("gc", "--yes", "--json")
+
+    assert planned.stdout.splitlines()[1].split()[:2] == ["checkpoint", "3"]
+    assert "`graft gc` removes it" in planned.stderr
+    assert asked.code == 2
+    assert done.json["removed"]["blobs"] == done.json["blobs"] > 0
+    assert service("gc", "--dry-run", "--json").json["blobs"] == 0
+    assert service("gc").code == 0
+    assert service("gc", "--older-than", "5m").code == 2
+    assert service("gc", "--redis-url", "redis://127.0.0.1:1/0").code == 8
 
 
 def test_an_adapter_for_generate_is_found_by_its_name(service: Graft, job: str, tmp_path: Path) -> None:
