@@ -284,4 +284,5 @@ def permanent_keys() -> set[str]:
         keys.DATASETS,
         keys.STUDIES,
         keys.STUDY_SEQUENCE,
+        keys.TAGS,
     }

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graft_cli.options import AsJson, JobArgument, RedisUrl, StoreUrl, connect
+from graft_cli.adapter import which_of
+from graft_cli.options import (
+    AdapterArgument,
+    AsJson,
+    CheckpointOption,
+    JobArgument,
+    RedisUrl,
+    StoreUrl,
+    connect,
+)
 from graft_cli.output import out
 
 if TYPE_CHECKING:
@@ -63,24 +72,35 @@ def retry(job: JobArgument, as_json: AsJson = False, redis_url: RedisUrl = None)
 
 
 def pull(
-    job: JobArgument,
+    job: AdapterArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: adapters/JOB.")
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: adapters/NAME.")
     ] = None,
+    checkpoint: CheckpointOption = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="All of a checkpoint: also what is for going on from it.")
+    ] = False,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
     store_url: StoreUrl = None,
 ) -> None:
-    """Bring a completed job's adapter here, and print its folder."""
+    """Bring an adapter here, and print its folder.
+
+    With `--checkpoint` also that of a job that still runs, failed or was cancelled.
+    """
+    which = which_of(checkpoint)
     with connect(redis_url, store_url=store_url) as client:
-        record = client.get(job)
-        folder = client.pull(record.id, output or Path("adapters") / record.id)
+        found = client.adapters.find(job, which)
+        name = job if job in found.tags else found.job
+        folder = output or Path("adapters") / (name if which is None else f"{name}-step-{found.step}")
+        client.pull(job, folder, found.step if which is not None else None, whole=whole)
+        base = client.adapters.base_of(found)
     if as_json:
-        out.json({"job": record.id, "adapter": str(folder)})
+        out.json({"job": found.job, "adapter": str(folder), "what": found.what, "step": found.step})
     else:
         out.data(str(folder))
-    if record.spec.kind == "train":
-        out.hint(f"graft generate -m {record.spec.model.source} -a {folder} -p 'your prompt'")
+    if base:
+        out.hint(f"graft generate -m {base} -a {folder} -p 'your prompt'")
 
 
 def tell_job(record: JobRecord, *, as_json: bool) -> None:

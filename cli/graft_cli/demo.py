@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,7 +142,7 @@ def submit_and_follow(service: LocalService, job: TrainJob) -> JobRecord:
         record = watch(client, job_id, progress_view(), check=service.children.check)
         if code := outcome_code(record):
             tell_outcome(record)
-            for line in client.log_lines(job_id)[-LOG_LINES:]:
+            for line in deque(client.log_lines(job_id), LOG_LINES):
                 say(line)
             raise typer.Exit(code)
     return record

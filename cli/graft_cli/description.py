@@ -34,8 +34,22 @@ def describe(record: JobRecord, events: Sequence[Event]) -> None:
         out.pairs("Result", _result(record.result))
     if record.failure:
         out.pairs("Failure", _failure(record))
+    out.pairs("Checkpoints", checkpoints_of(record))
     out.pairs("History", history(events, record.submitted_at))
     _hint(record)
+
+
+def checkpoints_of(record: JobRecord) -> list[tuple[str, str]]:
+    """Those that can be pulled, with what they are."""
+    from graft_scheduler.checkpoints import best_of
+
+    best, last = best_of(record.checkpoints), max((one.step for one in record.checkpoints), default=None)
+    rows = []
+    for one in record.checkpoints:
+        what = [name for name, step in (("best", best and best.step), ("last", last)) if step == one.step]
+        loss = "" if one.loss is None else f"loss {one.loss:.4f}"
+        rows.append((f"step {one.step}", ", ".join(word for word in (loss, size(one.bytes), *what) if word)))
+    return rows
 
 
 def _job(record: JobRecord) -> list[tuple[str, str]]:

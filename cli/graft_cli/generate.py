@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from graft_cli.adapter import adapter_folder
 from graft_cli.options import AsJson
 
 COMMAND = ("-m", "graft_worker.generate_command")
@@ -20,8 +21,14 @@ def generate(
     model: Annotated[str, typer.Option("--model-path", "--model", "-m", help="A folder or a hub id.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to answer; `-` reads it from stdin.")],
     adapter: Annotated[
-        Path | None,
-        typer.Option("--adapter-path", "--adapter", "-a", metavar="DIR", help="An adapter's folder."),
+        str | None,
+        typer.Option(
+            "--adapter-path",
+            "--adapter",
+            "-a",
+            metavar="DIR|NAME|JOB",
+            help="An adapter: its folder, name or job.",
+        ),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of the answer.")] = None,
     temperature: Annotated[
@@ -37,7 +44,7 @@ def generate(
     command = generate_command(
         model,
         text,
-        adapter,
+        None if adapter is None else adapter_folder(adapter),
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,

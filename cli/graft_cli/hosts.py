@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graft_cli.amounts import age, size
+from graft_cli.asking import confirmed
 from graft_cli.options import AsJson, RedisUrl, connect
 from graft_cli.output import out
 
@@ -69,24 +69,11 @@ def forget(
     redis_url: RedisUrl = None,
 ) -> None:
     """Remove a host that will not come back."""
-    if not yes and not confirmed(host):
+    if not yes and not confirmed(f"Forget host {host}?"):
         raise typer.Exit
     with connect(redis_url) as client:
         client.forget_host(host)
     out.note(f"{host} is forgotten; a worker that starts there registers again")
-
-
-def confirmed(host: str) -> bool:
-    """Ask at the terminal.
-
-    Raises:
-        InvalidInput: nobody can be asked.
-    """
-    from graft_scheduler.errors import InvalidInput
-
-    if not sys.stdin.isatty():
-        raise InvalidInput(f"forgetting {host} needs `--yes` where nobody can be asked")
-    return typer.confirm(f"Forget host {host}?", err=True)
 
 
 def state_of(record: HostRecord) -> str:

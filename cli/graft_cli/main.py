@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from graft_cli import (
+    adapter,
+    collecting,
     compare,
     control,
     dashboard,
@@ -56,6 +58,7 @@ app.command()(control.pause)
 app.command()(control.resume)
 app.command()(control.retry)
 app.command()(control.pull)
+app.add_typer(adapter.app, name="adapter")
 app.command()(generate.generate)
 app.command()(fuse.fuse)
 app.command()(export.export)
@@ -72,6 +75,7 @@ app.command()(processes.worker)
 app.command()(processes.scheduler)
 app.command()(processes.flower)
 app.command()(processes.gateway)
+app.command()(collecting.gc)
 app.command()(validate.validate)
 app.command()(installation.info)
 app.command()(installation.config)

@@ -22,6 +22,13 @@ JobArgument = Annotated[
     str,
     typer.Argument(metavar="JOB", help="A job's id; the first characters are enough when no other has them."),
 ]
+AdapterArgument = Annotated[
+    str, typer.Argument(metavar="NAME|JOB", help="The name of an adapter, or the id of the job that made it.")
+]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option("--checkpoint", metavar="best|last|STEP", help="A checkpoint of the job, not its adapter."),
+]
 Png = Annotated[
     Path | None,
     typer.Option("--png", metavar="FILE", help="Draw the memory as a picture too (needs matplotlib)."),

@@ -36,7 +36,7 @@ def logs(
         if follow and as_json:
             refuse_follow_json()
         elif as_json:
-            out.json(client.log_lines(job_id))
+            out.json(list(client.log_lines(job_id)))
         elif not follow:
             print_log(client, job_id)
         else:
@@ -52,10 +52,11 @@ def refuse_follow_json() -> None:
 
 def print_log(client: Client, job_id: str) -> None:
     """What the log holds now."""
-    lines = client.log_lines(job_id)
-    for line in lines:
+    is_empty = True
+    for line in client.log_lines(job_id):
         out.data(line)
-    if not lines:
+        is_empty = False
+    if is_empty:
         out.note("the log is empty so far")
         out.hint(f"`graft show {job_id}` tells the job's state, `graft logs -f {job_id}` waits for lines")
 

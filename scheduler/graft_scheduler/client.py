@@ -11,11 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from graft_scheduler import fleet, keys, submission
+from graft_scheduler.adapters import Adapters
+from graft_scheduler.checkpoints import Which
 from graft_scheduler.comparison import ComparisonHandle, Variant
 from graft_scheduler.comparison.finding import find_jobs, refuse_known
 from graft_scheduler.comparison.preparing import prepare_comparison
 from graft_scheduler.data.fleet import Datasets
-from graft_scheduler.errors import Conflict, JobFailed, StoreError, Unreachable
+from graft_scheduler.errors import Conflict, JobFailed
+from graft_scheduler.garbage import (
+    GRACE_SECONDS,
+    Collected,
+    Garbage,
+    find_garbage,
+    remove_garbage,
+)
+from graft_scheduler.job_log import read_log
 from graft_scheduler.job_plan import JobPlan, make_plan
 from graft_scheduler.jobs import CountJob, TrainJob, current_user
 from graft_scheduler.lessons import read_lessons
@@ -70,9 +80,9 @@ class JobHandle:
         """Stop it; a running job saves a checkpoint first."""
         self.client.cancel(self.id)
 
-    def pull(self, destination: Path) -> Path:
-        """Fetch the adapter's folder."""
-        return self.client.pull(self.id, destination)
+    def pull(self, destination: Path, checkpoint: Which | None = None) -> Path:
+        """Fetch the adapter's folder, or a checkpoint's."""
+        return self.client.pull(self.id, destination, checkpoint)
 
 
 class Client(Reader):
@@ -243,15 +253,12 @@ class Client(Reader):
         self._broker().announce_waiting([(full, record.token, record.spec.kind, record.spec.submitter)])
         return record
 
-    def log_lines(self, job_id: str) -> list[str]:
-        """The job's log: whole once it has ended, its newest lines while it runs."""
+    def log_lines(self, job_id: str) -> Iterator[str]:
+        """The job's log by attempts: all of one that has ended, the newest lines of one that runs."""
         record = self.get(job_id)
-        if record.log is not None and record.state.is_terminal:
-            try:
-                return self.store().get_bytes(record.log).decode(errors="replace").splitlines()
-            except (StoreError, Unreachable):
-                pass  # the lines that Redis still has are better than none
-        return [line for _, line in self._new_lines(record.id, "0")]
+        with self._reached():
+            lines = self._new_lines(record.id, "0")
+        return read_log(record, self.store, lines)
 
     def follow_log(self, job_id: str) -> Iterator[str]:
         """The job's log lines as they come, until it has ended."""
@@ -260,9 +267,9 @@ class Client(Reader):
             ended = patiently(lambda: self.get(job)).state.is_terminal
             with self._reached():
                 lines = self._new_lines(job, after)
-            for entry_id, line in lines:
-                after = entry_id
-                yield line
+            for line in lines:
+                after = line.entry
+                yield line.text
             if ended and not lines:
                 return
             time.sleep(0 if lines else POLL_SECONDS)
@@ -317,17 +324,35 @@ class Client(Reader):
             self._redis.delete(keys.host(record.info.id), keys.host_queue(record.info.id))
             forget_snapshot(self._redis)
 
-    def pull(self, job_id: str, destination: Path) -> Path:
-        """Fetch the job's adapter into `destination`, which must not exist or be empty.
+    @cached_property
+    def adapters(self) -> Adapters:
+        """What jobs have made: list, describe, name and remove it."""
+        return Adapters(self, self._redis, self._reached)
+
+    def pull(
+        self, job_id: str, destination: Path, checkpoint: Which | None = None, *, whole: bool = False
+    ) -> Path:
+        """Fetch the adapter of a job, or the one of that name, into `destination`; see `Adapters.pull`.
+
+        `checkpoint` is `"best"`, `"last"` or a step: also of a job that runs, failed or was cancelled.
 
         Raises:
-            Conflict: the job has no adapter yet.
+            Conflict: the job has no adapter yet, or `destination` holds something else.
         """
-        record = self.get(job_id)
-        if record.adapter is None:
-            raise Conflict(f"job {record.id} is {record.state.shown} and has no adapter to pull")
-        self.store().get_folder(record.adapter, destination)
-        return destination
+        return self.adapters.pull(job_id, destination, checkpoint, whole=whole)
+
+    def find_garbage(self, older_seconds: float = GRACE_SECONDS) -> Garbage:
+        """What in the store nobody refers to and is older than that; see `garbage`. Nothing is removed.
+
+        Raises:
+            Conflict: a record cannot be understood, or Redis knows nothing of the store.
+        """
+        with self._reached():
+            return find_garbage(self.store(), self._redis, older_seconds)
+
+    def remove_garbage(self, garbage: Garbage) -> Collected:
+        """Remove it from the store, but for what was renewed meanwhile."""
+        return remove_garbage(self.store(), garbage)
 
     def _named(self, job: J) -> J:
         """With the digest of its data set, where it names one of the fleet."""

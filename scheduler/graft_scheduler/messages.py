@@ -159,6 +159,8 @@ class Checkpoint(Message):
     type: Literal["checkpoint"] = "checkpoint"
     step: int
     path: str
+    loss: float | None = None
+    """Validation loss after this step, where it was evaluated there."""
 
 
 class Shrunk(Message):

@@ -13,13 +13,14 @@ from redis import Redis
 
 from graft_scheduler import fleet, keys
 from graft_scheduler.errors import GraftError, InvalidInput, NotFound
+from graft_scheduler.job_log import LogLine
 from graft_scheduler.lessons import read_lessons
 from graft_scheduler.pending import read_job
 from graft_scheduler.records import Event, HostRecord, JobRecord
 from graft_scheduler.redis_connection import connect, reachable
 from graft_scheduler.settings import Settings
 from graft_scheduler.snapshot import Snapshot, read_snapshot
-from graft_scheduler.states import JobId, JobState
+from graft_scheduler.states import JobId, JobState, Token
 from graft_scheduler.transitions import MISSED_BEATS
 from graft_scheduler.waiting import HostReason, explain_wait, never_fits
 
@@ -73,6 +74,15 @@ class Reader:
                 if len(found) >= limit:
                     break
         return found[:limit]
+
+    def newest(self) -> Iterator[JobRecord]:
+        """Every job, the newest first, read page by page."""
+        with self._reached():
+            ids: Any = self._redis.zrange(keys.JOBS, 0, -1, desc=True)
+        for start in range(0, len(ids), PAGE):
+            with self._reached():
+                records = self._records(ids[start : start + PAGE])
+            yield from records
 
     def events(self, job_id: str, after: str = "0") -> list[Event]:
         """What has happened to the job since the event named `after`."""
@@ -176,10 +186,13 @@ class Reader:
         records = (_readable(job_id, fields) for job_id, fields in found if fields)
         return [record for record in records if record is not None]
 
-    def _new_lines(self, job_id: JobId, after: str) -> list[tuple[str, str]]:
+    def _new_lines(self, job_id: JobId, after: str) -> list[LogLine]:
         start = "-" if after == "0" else f"({after}"
         entries: Any = self._redis.xrange(keys.job_log(job_id), start)
-        return [(entry_id, fields["line"]) for entry_id, fields in entries]
+        return [
+            LogLine(entry_id, Token(int(fields.get("token") or 0)), fields["line"])
+            for entry_id, fields in entries
+        ]
 
     @contextmanager
     def _reached(self) -> Iterator[Redis]:

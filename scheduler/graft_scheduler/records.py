@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from graft_scheduler.checkpoints import CHECKPOINTS, KeptCheckpoint
 from graft_scheduler.demand import Demand, Request
 from graft_scheduler.jobs import CountJob, TrainJob, parse_job
 from graft_scheduler.messages import TrainResult
@@ -72,6 +73,24 @@ class ResumePoint(Value):
     step: int
 
 
+class AttemptLog(Value):
+    """What one attempt printed, in the store."""
+
+    token: Token
+    digest: Digest
+    bytes: int = 0
+    is_whole: bool = True
+    """False for an attempt whose host was lost: the newest lines that Redis had of it."""
+
+
+class Removed(Value):
+    """Who took a job's adapter and checkpoints out of its record."""
+
+    by: str
+    at: int
+    """Milliseconds since 1970 on Redis' clock."""
+
+
 class JobProgress(Value):
     """The newest report of a running job."""
 
@@ -106,6 +125,7 @@ class MemorySample(Value):
 
 
 _SAMPLES = TypeAdapter(tuple[MemorySample, ...])
+_LOGS = TypeAdapter(tuple[AttemptLog, ...])
 
 
 def dump_samples(samples: Sequence[MemorySample]) -> str:
@@ -156,7 +176,14 @@ class JobRecord:
     result: TrainResult | None
     failure: Failure | None
     adapter: Digest | None
-    log: Digest | None
+    adapter_bytes: int | None = None
+    """Of all files of the adapter's folder."""
+    checkpoints: tuple[KeptCheckpoint, ...] = ()
+    """Those that are kept, in the order of their steps."""
+    logs: tuple[AttemptLog, ...] = ()
+    """In the order of the attempts; one that runs has its lines in Redis."""
+    removed: Removed | None = None
+    """Set once somebody removed what it had made."""
     memory_text: str = ""
     """See `memory`; read only where it is wanted, as it is long."""
 
@@ -205,7 +232,10 @@ class JobRecord:
             result=optional(TrainResult.model_validate_json, "result"),
             failure=optional(Failure.model_validate_json, "failure"),
             adapter=optional(Digest, "adapter"),
-            log=optional(Digest, "log"),
+            adapter_bytes=optional(int, "adapter_bytes"),
+            checkpoints=optional(CHECKPOINTS.validate_json, "checkpoints") or (),
+            logs=optional(_LOGS.validate_json, "logs") or (),
+            removed=optional(Removed.model_validate_json, "removed"),
             memory_text=fields.get("memory", ""),
         )
 
@@ -236,7 +266,10 @@ class JobRecord:
             "result": _plain(self.result),
             "failure": _plain(self.failure),
             "adapter": self.adapter,
-            "log": self.log,
+            "adapter_bytes": self.adapter_bytes,
+            "checkpoints": [_plain(one) for one in self.checkpoints],
+            "removed": _plain(self.removed),
+            "logs": [_plain(one) for one in self.logs],
             "spec": self.spec.model_dump(mode="json"),
         }
 

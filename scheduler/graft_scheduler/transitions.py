@@ -16,19 +16,20 @@ from pydantic import BaseModel
 from redis import Redis
 
 from graft_scheduler import keys
+from graft_scheduler.checkpoints import CHECKPOINTS, KeptCheckpoint
 from graft_scheduler.demand import Demand, Request
 from graft_scheduler.errors import Conflict, Fenced, NotFound
 from graft_scheduler.jobs import CountJob, TrainJob, dump_job
 from graft_scheduler.lessons import Measured
 from graft_scheduler.messages import TrainResult
 from graft_scheduler.records import (
+    AttemptLog,
     Failure,
     Hold,
     HostInfo,
     JobProgress,
     JobRecord,
     MemorySample,
-    ResumePoint,
     dump_samples,
 )
 from graft_scheduler.recovery import MemoryLimit, Recovery
@@ -46,6 +47,7 @@ from graft_scheduler.states import (
     is_retried,
     pause_seconds,
 )
+from graft_scheduler.tags import Tag
 
 GAP_SECONDS = 2.0
 """A leader looks every second; a longer pause means that nobody could renew a lease, or that nobody saw."""
@@ -61,7 +63,10 @@ class Report:
     """What a running attempt writes at once."""
 
     progress: JobProgress | None = None
-    resume: ResumePoint | None = None
+    checkpoints: Sequence[KeptCheckpoint] = ()
+    """New in the store, in the order of their steps; the job goes on from the last one."""
+    logs: Sequence[AttemptLog] = ()
+    """Of earlier attempts that could not say so themselves."""
     events: Sequence[tuple[str, dict[str, Any]]] = ()
     lines: Sequence[str] = ()
 
@@ -87,7 +92,8 @@ class Ending:
     failure: Failure | None = None
     result: TrainResult | None = None
     adapter: Digest | None = None
-    log: Digest | None = None
+    adapter_bytes: int | None = None
+    log: AttemptLog | None = None
     blames_host: bool = False
     pause_seconds: float = 0.0
     """Before the job may be placed again."""
@@ -102,7 +108,7 @@ class Ending:
 
 
 def ending_after(
-    failure: Failure, record: JobRecord, log: Digest | None = None, *, blames_host: bool = False
+    failure: Failure, record: JobRecord, log: AttemptLog | None = None, *, blames_host: bool = False
 ) -> Ending:
     """Whether a failed attempt is followed by another, by the policy of its class.
 
@@ -128,7 +134,7 @@ def ending_after(
     )
 
 
-def ending_out_of_memory(failure: Failure, recovery: Recovery, log: Digest | None = None) -> Ending:
+def ending_out_of_memory(failure: Failure, recovery: Recovery, log: AttemptLog | None = None) -> Ending:
     """The end of an attempt that memory ran out under, as `recovery` decided."""
     limit = recovery.limit
     return Ending(
@@ -234,8 +240,12 @@ class Transitions:
             Fenced: the assignment is lost; nothing was written.
         """
         events = [[name, json.dumps(data)] for name, data in report.events]
-        arguments = [hold.job, hold.token, hold.nonce, _dump(report.progress), _dump(report.resume)]
+        arguments = [hold.job, hold.token, hold.nonce, _dump(report.progress)]
+        arguments.append(
+            CHECKPOINTS.dump_json(tuple(report.checkpoints)).decode() if report.checkpoints else ""
+        )
         arguments += [json.dumps(events), json.dumps(list(report.lines))]
+        arguments += [one.model_dump_json() for one in report.logs]
         if not self._run("report", arguments, job=hold.job):
             raise _fenced(hold)
 
@@ -248,9 +258,10 @@ class Transitions:
         count = POLICIES[ending.failure.failure].count.value if ending.failure else ""
         arguments = [hold.job, hold.token, hold.nonce, ending.outcome.value, count, int(ending.blames_host)]
         arguments += [_ms(ending.pause_seconds), ending.event, json.dumps(ending.data)]
-        arguments += [_dump(ending.failure), _dump(ending.result), ending.adapter or "", ending.log or ""]
+        arguments += [_dump(ending.failure), _dump(ending.result), ending.adapter or "", _dump(ending.log)]
         arguments += [_dump(ending.memory_limit), ending.above_bytes or ""]
         arguments.append(dump_samples(ending.memory) if ending.memory else "")
+        arguments.append(ending.adapter_bytes or "")
         if ending.measured is not None:
             arguments += ending.measured.arguments()
         answer = self._run("finish", arguments, job=hold.job, host=host_id)
@@ -314,6 +325,33 @@ class Transitions:
         if state not in {JobState.FAILED, JobState.CANCELLED}:
             raise Conflict(f"job {job_id} is {state.shown}; only failed and cancelled jobs can be retried")
 
+    def remove_adapter(self, job_id: JobId, by: str) -> None:
+        """Take what an ended job has made out of its record: adapter and checkpoints.
+
+        Raises:
+            NotFound, Conflict: there is no such job, or it has not ended.
+        """
+        state = self._ask("remove_adapter", job_id, by)
+        if not state.is_terminal:
+            raise Conflict(f"job {job_id} is {state.shown}; cancel it before its adapter is removed")
+
+    def tag(self, tag: Tag, *, force: bool = False) -> Tag | None:
+        """Give a name to an adapter or checkpoint that is in its job's record; with `force`, a name that
+        another has. The one that has it, where that is not allowed.
+
+        Raises:
+            NotFound: the job or what is named is not there (any more).
+        """
+        arguments = [tag.job, tag.name, tag.model_dump_json(), tag.digest, int(force)]
+        answer, detail = self._run("tag", arguments, job=tag.job)
+        if answer == "gone":
+            raise NotFound(f"job {tag.job} does not have {tag.digest} (any more)")
+        return None if answer == "tagged" else Tag.model_validate_json(detail)
+
+    def untag(self, tag: Tag, by: str) -> None:
+        """Take a name away; what nothing else keeps becomes garbage. One that is another's now stays."""
+        self._run("untag", [tag.job, tag.name, tag.digest, by], job=tag.job)
+
     def lead(self, instance: str, ttl_seconds: float) -> tuple[bool, str, float]:
         """Whether `instance` leads, the leader's fencing value, and the seconds given back to leases."""
         leads, value, gap = self._run("lead", [instance, _ms(ttl_seconds), _ms(GAP_SECONDS)])
@@ -351,7 +389,7 @@ class Transitions:
         shared = [keys.QUEUE, keys.PLACED, keys.LEASES, keys.COMMITTED, keys.JOBS, keys.HOSTS, keys.EVENTS]
         shared += [keys.WAKE, keys.LEADER, keys.EPOCH, keys.CLOCK, keys.SEQUENCE]
         groups = [keys.GROUPS, keys.GROUP_REQUESTS, keys.GROUPED, keys.RESERVED, keys.HELD, keys.LESSONS]
-        groups += [keys.PAUSED, keys.STUDY_WAKE]
+        groups += [keys.PAUSED, keys.STUDY_WAKE, keys.TAGS]
         all_keys = [*of_job, *shared, keys.host(host) if host else "", *groups]
         return self._scripts[f"{script}.lua"](keys=all_keys, args=list(arguments))
 

@@ -167,6 +167,6 @@ def test_what_a_dying_runner_prints_below_python_is_in_the_log(
     client.cancel(job)
     client.wait(job, 20)
 
-    lines = client.log_lines(job)
+    lines = list(client.log_lines(job))
     assert "a last word from below" in lines
     assert any("the runner was killed (SIGABRT)" in line for line in lines)

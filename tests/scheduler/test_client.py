@@ -15,7 +15,7 @@ from graft_scheduler.errors import Conflict, GraftError, InvalidInput, NotFound,
 from graft_scheduler.host_verdicts import Fit
 from graft_scheduler.jobs import CountJob, Limits, TrainJob
 from graft_scheduler.memory import Backend
-from graft_scheduler.records import Hold, HostInfo, JobProgress
+from graft_scheduler.records import AttemptLog, Hold, HostInfo, JobProgress
 from graft_scheduler.rooms import Placement
 from graft_scheduler.settings import load_settings
 from graft_scheduler.states import HostId, JobState
@@ -265,11 +265,11 @@ def test_a_log_is_whole_once_the_job_has_ended(
     assert token is not None
     held = Hold(handle.id, token, "nonce")
     transitions.claim(held, HostId("h1"), "b", 60)
-    log = client.store().put_bytes(b"first\nlast\n")
+    log = AttemptLog(token=token, digest=client.store().put_bytes(b"first\nlast\n"))
 
     transitions.finish(held, HostId("h1"), Ending(JobState.COMPLETED, "completed", log=log))
 
-    assert client.log_lines(handle.id) == ["first", "last"]
+    assert list(client.log_lines(handle.id)) == ["first", "last"]
 
 
 def test_hosts_are_drained_uncordoned_and_forgotten_by_name(client: Client, redis: Redis) -> None:

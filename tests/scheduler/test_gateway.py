@@ -26,6 +26,7 @@ from graft_scheduler.store.folder import FolderDepot
 from graft_scheduler.store.gateway import GatewayDepot
 from graft_scheduler.store.writers import WRITER
 from tests.cutter import Cutter
+from tests.scheduler.depot_laws import check_housekeeping
 from tests.services import eventually, free_port, listens
 
 pytestmark = pytest.mark.processes
@@ -242,6 +243,20 @@ def test_what_exceeds_the_quota_is_refused_before_it_is_sent(tmp_path: Path) -> 
         assert service.depot.used_bytes() == 900_000
     finally:
         service.kill()
+
+
+def test_it_keeps_house_and_what_is_removed_makes_room(own_service: Gateway) -> None:
+    depot = GatewayDepot.connect(own_service.url, TOKEN)
+    check_housekeeping(depot)
+    used = own_service.ask("GET", "/v1/store").json()["used_bytes"]
+
+    for blob in depot.listing():
+        depot.remove(blob.digest)
+        depot.remove(blob.digest)
+
+    assert used == 5
+    assert own_service.ask("GET", "/v1/store").json()["used_bytes"] == 0
+    assert own_service.depot.listing() == []
 
 
 @pytest.mark.parametrize("size", [100, 99, 101])

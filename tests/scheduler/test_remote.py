@@ -21,6 +21,7 @@ from graft_scheduler.store.depots import Source
 from graft_scheduler.store.remote import RemoteDepot
 from tests.cutter import Cutter
 from tests.file_servers import BUCKET, S3_VARIABLES, Place, S3Place, S3Server, SftpPlace, SftpServer
+from tests.scheduler.depot_laws import check_housekeeping
 from tests.services import eventually, free_port
 
 pytestmark = pytest.mark.processes
@@ -345,6 +346,10 @@ def test_what_is_there_is_listed_renewed_and_removed(place: Place, tmp_path: Pat
     assert place.names().keys() == {"store.json"}
     with pytest.raises(StoreError, match=f"{digests[0]} is not in store"):
         depot.renew(digests[0])
+
+
+def test_it_keeps_house_as_every_depot_does(place: Place) -> None:
+    check_housekeeping(depot_of(place.open()))
 
 
 def renewed(depot: RemoteDepot) -> list[float]:

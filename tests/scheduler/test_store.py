@@ -21,6 +21,7 @@ from graft_scheduler.store.depots import Source
 from graft_scheduler.store.folder import FolderDepot
 from graft_scheduler.store.partials import ABANDONED_SECONDS
 from graft_scheduler.store.writers import WRITER
+from tests.scheduler.depot_laws import check_housekeeping
 
 ABSENT = Digest("sha256:" + "0" * 64)
 NAME_PART = st.text(st.characters(codec="utf-8", categories=("L", "N")), min_size=1, max_size=8)
@@ -553,3 +554,57 @@ def test_a_download_that_was_killed_is_cleared_when_it_is_old(store: Store, tmp_
     os.utime(left, (old, old))
     store.get_file(digest, tmp_path / "out" / "dest")
     assert not left.exists()
+
+
+def test_a_folder_keeps_house(root: Path) -> None:
+    check_housekeeping(FolderDepot.open(root))
+
+
+def test_what_is_left_half_written_is_cleared_after_a_day_and_counted(root: Path) -> None:
+    depot = FolderDepot.open(root)
+    with depot.incoming(ABSENT, "fresh") as fresh, depot.incoming(ABSENT, "old") as old:
+        fresh.append(b"half")
+        old.append(b"half")
+    os.utime(old.path, (0, 0))
+
+    assert depot.clear_abandoned() == 1
+    assert depot.brought(ABSENT, "fresh") == 4
+    assert depot.brought(ABSENT, "old") == 0
+
+
+def test_a_part_of_a_file_is_stored_though_it_grows(root: Path, store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_bytes(b"so far, and more")
+
+    digest = store.put_file(path, 6)
+
+    assert b"".join(store.stream(digest)) == b"so far"
+    blob_path(root, digest).write_bytes(b"SO FAR")
+    with pytest.raises(StoreError, match="is damaged"):
+        list(store.stream(digest))
+
+
+def test_some_files_of_a_folder_come_alone(store: Store, tmp_path: Path) -> None:
+    digest = store.put_folder(write_files(tmp_path / "all", {"a": b"1", "b/c": b"2", "d": b"3"}))
+
+    store.get_folder(digest, tmp_path / "some", {"a", "b/c", "e"})
+    store.get_folder(digest, tmp_path / "whole")
+
+    assert files_below(tmp_path / "some") == {"a": b"1", "b/c": b"2"}
+    assert files_below(tmp_path / "whole") == {"a": b"1", "b/c": b"2", "d": b"3"}
+
+
+def test_what_another_user_stored_is_renewed_by_writing_it_again(
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = store.put_bytes(b"theirs")
+    os.utime(blob_path(root, digest), (0, 0))
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr("os.utime", refuse)
+    store.put_bytes(b"theirs")
+
+    assert blob_path(root, digest).stat().st_mtime > 0
+    assert store.get_bytes(digest) == b"theirs"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from graft_scheduler import fleet, keys
+from graft_scheduler.checkpoints import KeptCheckpoint
 from graft_scheduler.demand import Demand, Request
 from graft_scheduler.errors import Conflict, Fenced, NotFound
 from graft_scheduler.jobs import CountJob, Limits
@@ -293,7 +294,7 @@ def test_getting_further_clears_what_was_lost_before(transitions: Transitions, r
     held = run(transitions)
     assert record(redis).lost == 1
 
-    transitions.report(held, Report(resume=ResumePoint(digest=Digest("sha256:0"), step=1)))
+    transitions.report(held, Report(checkpoints=[KeptCheckpoint(digest=Digest("sha256:0"), step=1)]))
 
     assert record(redis).lost == 0
 
@@ -440,15 +441,14 @@ def test_a_worker_that_lost_its_lease_cannot_write(
 def test_a_report_is_written_whole(transitions: Transitions, redis: Redis) -> None:
     submit(transitions)
     token = run(transitions)
-    resume = ResumePoint(digest=Digest("sha256:0"), step=3)
+    checkpoint = KeptCheckpoint(digest=Digest("sha256:0"), step=3)
 
-    transitions.report(
-        token, Report(JobProgress(step=3), resume, [("checkpoint", {"step": 3})], ["a line", "ä"])
-    )
+    said = [("checkpoint", {"step": 3})]
+    transitions.report(token, Report(JobProgress(step=3), [checkpoint], [], said, ["a line", "ä"]))
 
     now = record(redis)
     assert now.progress is not None
-    assert (now.progress.step, now.resume) == (3, resume)
+    assert (now.progress.step, now.resume) == (3, ResumePoint(digest=Digest("sha256:0"), step=3))
     assert event_names(redis)[-1] == "checkpoint"
     lines: Any = redis.xrange(keys.job_log(JOB))
     assert [fields["line"] for _, fields in lines] == ["a line", "ä"]
@@ -632,7 +632,7 @@ def test_a_job_that_pauses_holds_no_host_and_goes_on_when_told(
     transitions.submit(JobId(JOB), CountJob(), asks(1), pause_step=4)
     held = run(transitions)
     assert record(redis).pause_step == 4
-    transitions.report(held, Report(resume=ResumePoint(digest=Digest("sha256:1"), step=4)))
+    transitions.report(held, Report(checkpoints=[KeptCheckpoint(digest=Digest("sha256:1"), step=4)]))
     assert transitions.finish(held, HOST, PAUSED) is JobState.PAUSED
     assert redis.hlen(keys.COMMITTED) == 0
     assert redis.zcard(keys.QUEUE) == redis.zcard(keys.GROUPS) == redis.zcard(keys.LEASES) == 0
@@ -721,14 +721,15 @@ def test_a_retried_job_goes_on_from_its_checkpoint_with_clean_counts(
 ) -> None:
     submit(transitions, limits=Limits(attempts=1))
     token = run(transitions)
-    resume = ResumePoint(digest=Digest("sha256:0"), step=3)
-    transitions.report(token, Report(resume=resume))
+    checkpoint = KeptCheckpoint(digest=Digest("sha256:0"), step=3)
+    transitions.report(token, Report(checkpoints=[checkpoint]))
     transitions.finish(token, HOST, failing(FailureClass.INTERNAL, record(redis)))
 
     transitions.retry(JOB, "me")
 
     now = record(redis)
-    assert (now.state, now.charged, now.failure, now.resume) == (JobState.QUEUED, 0, None, resume)
+    assert (now.state, now.charged, now.failure) == (JobState.QUEUED, 0, None)
+    assert now.resume == ResumePoint(digest=Digest("sha256:0"), step=3)
     assert redis.ttl(keys.job(JOB)) == -1
 
 

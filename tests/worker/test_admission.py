@@ -20,7 +20,7 @@ def record(spec: TrainJob | CountJob) -> JobRecord:
     absent = dict.fromkeys(
         (
             *("demands", "request", "reserved_bytes", "started_at", "finished_at", "assignment"),
-            *("stop_requested", "progress", "resume", "result", "failure", "adapter", "log"),
+            *("stop_requested", "progress", "resume", "result", "failure", "adapter"),
             *("memory_limit", "above_bytes", "memory_text", "pause_step"),
         )
     )

@@ -91,8 +91,7 @@ def test_a_job_is_stopped_at_a_checkpoint_before_its_machine_is_hurt(
     assert record.failure.text.startswith("stopped before memory ran out: the machine has 256 MB left")
     assert [event["action"] for event in events(redis, "memory")] == ["shrink", "stop"]
     assert record.memory[0].footprint_bytes == 8 * GIB
-    assert record.log is not None
-    log = worker.store.get_bytes(record.log).decode()
+    log = worker.store.get_bytes(record.logs[0].digest).decode()
     assert "it computes less at once" in log
     assert "it stops at a checkpoint" in log
 

@@ -93,8 +93,7 @@ class Bench:
         return last["pid"], last["warm"]
 
     def log(self, record: JobRecord) -> str:
-        assert record.log is not None
-        return self.worker.store.get_bytes(record.log).decode()
+        return "".join(self.worker.store.get_bytes(log.digest).decode() for log in record.logs)
 
     def adapter(self, record: JobRecord, folder: Path) -> dict[str, Any]:
         assert record.adapter is not None

@@ -13,24 +13,20 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from graft_scheduler import fleet
+from graft_scheduler.checkpoints import KeptCheckpoint
 from graft_scheduler.errors import Fenced, GraftError, NotAllowed, StoreError, Unreachable
 from graft_scheduler.lessons import Measured, measured
 from graft_scheduler.memory import Backend
 from graft_scheduler.messages import Checkpoint, Done, Failed, Shrink, Start, TrainResult
-from graft_scheduler.records import (
-    Failure,
-    Hold,
-    JobRecord,
-    ResumePoint,
-    dump_samples,
-)
+from graft_scheduler.records import AttemptLog, Failure, Hold, JobRecord, dump_samples
 from graft_scheduler.recovery import keep
 from graft_scheduler.rooms import HostRoom
 from graft_scheduler.runner_process import EXIT_DEADLINE, RunnerProcess
-from graft_scheduler.states import Digest, FailureClass, JobState, StopReason
+from graft_scheduler.states import FailureClass, JobState, StopReason
 from graft_scheduler.transitions import MISSED_BEATS, Ending, ending_after, ending_out_of_memory
 from graft_worker.exits import cause_of_death
 from graft_worker.lease import LeaseKeeper
+from graft_worker.lost_logs import LOG_FILE, lost_logs
 from graft_worker.memory_judge import Budget
 from graft_worker.memory_watch import MemoryWatch, Orders
 from graft_worker.out_of_memory import decide
@@ -39,12 +35,15 @@ from graft_worker.relay import Relay
 from graft_worker.residency import runner_name
 from graft_worker.runner import DONE_MARKER, is_kept
 from graft_worker.runners import Engaged, Room
+from graft_worker.uploads import UPLOADING, NotStored, Uploader
 
 logger = logging.getLogger(__name__)
 
 RECEIVE_SECONDS = 0.1
 RETRY_SECONDS = 1.0
 """Between two tries to write an outcome while Redis is away."""
+FLUSH_SECONDS = 600.0
+"""How long an attempt that has ended waits for its last checkpoint to be in the store."""
 LEAVE_SECONDS = 5.0
 """How long a worker that was told to stop waits for a Redis that is away."""
 MEMORY_FILE = "memory.json"
@@ -65,15 +64,19 @@ class Attempt:
     def __init__(self, worker: Worker, hold: Hold, record: JobRecord, keeper: LeaseKeeper) -> None:
         self._worker, self._hold, self._record, self._keeper = worker, hold, record, keeper
         self._dir = worker.folder.attempt_dir(record.id, record.token)
-        self._log_path = self._dir / "log.txt"
+        self._log_path = self._dir / LOG_FILE
         self._relay = Relay(worker.quick, hold, record, self._log_path)
         self._watch: MemoryWatch | None = None
+        self._uploads = Uploader(worker.store.put_folder, self._dir / UPLOADING)
         self._is_heard = False
         """The runner has said something."""
 
     def run(self) -> Ending:
         """Work until there is an outcome."""
-        return self._with_memory(self._work())
+        try:
+            return self._with_memory(self._work())
+        finally:
+            self._uploads.close()
 
     def _work(self) -> Ending:
         try:
@@ -82,10 +85,13 @@ class Attempt:
             if (done := self._earlier_done()) is not None:
                 return self._hand_over(done)
             self._relay.log(f"attempt {self._record.token} on {self._worker.info.name}")
+            for log in lost_logs(self._worker, self._record):
+                self._relay.note_log(log)
             start = prepare(self._worker, self._record, self._relay, self._keeper.deadline)
             if self._keeper.stop_reason is not None:
                 return self._stopped(self._keeper.stop_reason)
             last_word, exit_code = self._drive(start)
+            self._finish_uploads()
             return self._explain(last_word, exit_code)
         except Fenced:
             raise
@@ -108,9 +114,9 @@ class Attempt:
             Fenced: the assignment is lost.
         """
         started_at = time.monotonic()
-        self._flush_last()
         while True:
             try:
+                self._flush_last()
                 return Ended(
                     self._worker.transitions.finish(self._hold, self._worker.info.id, ending), ending
                 )
@@ -134,7 +140,7 @@ class Attempt:
                 self._dir,
                 *self._worker.folder.earlier_attempts(self._record.id, self._record.token),
             ]:
-                for name in (CHECKPOINTS, "adapter", "resume", DONE_MARKER):
+                for name in (CHECKPOINTS, UPLOADING, "adapter", "resume", DONE_MARKER):
                     _remove(folder / name)
 
     def _earlier_done(self) -> Done | None:
@@ -176,6 +182,7 @@ class Attempt:
                     self._keeper.check()
                     last_word = self._listen(runner, watch)
                     self._relay_notes(watch)
+                    self._relay_uploads()
                     self._relay.flush()
         except EOFError:
             pass
@@ -212,20 +219,35 @@ class Attempt:
                 case Done() | Failed():
                     return message
                 case Checkpoint():
-                    self._upload(message)
+                    self._uploads.add(message)
                 case _:
                     self._relay.take(message)
             message = runner.receive(0)
         return None
 
-    def _upload(self, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint into the store. Without one training goes on, and the next may be luckier."""
-        try:
-            digest = self._worker.store.put_folder(Path(checkpoint.path))
-        except (GraftError, OSError) as error:
-            self._relay.log(f"warning: checkpoint {checkpoint.step} is not in the store: {error}")
-            return
-        self._relay.note_checkpoint(ResumePoint(digest=digest, step=checkpoint.step))
+    def _relay_uploads(self) -> None:
+        for one in self._uploads.ended():
+            match one:
+                case KeptCheckpoint():
+                    self._relay.note_checkpoint(one)
+                case NotStored(step=step, why=why):
+                    self._relay.log(f"warning: checkpoint {step} is not in the store: {why}")
+
+    def _finish_uploads(self) -> None:
+        """Wait until the last checkpoint is in the store, so that any host can go on from it.
+
+        Raises:
+            Fenced: the assignment is lost.
+        """
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while not self._uploads.is_idle(RECEIVE_SECONDS):
+            self._keeper.check()
+            self._relay_uploads()
+            self._relay.flush()
+            if time.monotonic() > deadline:
+                self._relay.log(f"warning: the last checkpoint is not in the store after {FLUSH_SECONDS:g} s")
+                break
+        self._relay_uploads()
 
     def _explain(self, last_word: Done | Failed | None, exit_code: int) -> Ending:
         match last_word:
@@ -245,9 +267,10 @@ class Attempt:
                 return self._failed(failure, text, blames_host=failure is FailureClass.INTERNAL)
 
     def _hand_over(self, done: Done) -> Ending:
-        adapter = None
+        adapter = adapter_bytes = None
         if done.output_dir is not None:
             adapter = self._worker.store.put_folder(Path(done.output_dir))
+            adapter_bytes = bytes_below(Path(done.output_dir))
         result = done.result
         if result is not None and result.predicted_peak_bytes is None:
             result = result.model_copy(update={"predicted_peak_bytes": self._record.reserved_bytes})
@@ -256,6 +279,7 @@ class Attempt:
             "completed",
             result=result,
             adapter=adapter,
+            adapter_bytes=adapter_bytes,
             log=self._store_log(),
             measured=self._measured(result),
         )
@@ -328,14 +352,20 @@ class Attempt:
             logger.warning("job %s: %s; and its log cannot be written: %s", self._record.id, line, error)
         return Failure(failure=failure, text=text, host_name=self._worker.info.name, token=self._record.token)
 
-    def _store_log(self) -> Digest | None:
-        """The job's whole log: what earlier attempts left, and this one's."""
+    def _store_log(self) -> AttemptLog | None:
+        """What this attempt printed, up to now."""
         try:
-            earlier = self._worker.store.get_bytes(self._record.log) if self._record.log else b""
-            return self._worker.store.put_bytes(earlier + self._log_path.read_bytes())
+            size = self._log_path.stat().st_size
+            digest = self._worker.store.put_file(self._log_path, size)
+            return AttemptLog(token=self._record.token, digest=digest, bytes=size)
         except (GraftError, OSError) as error:
             logger.warning("job %s: the log stays in %s: %s", self._record.id, self._log_path, error)
-            return self._record.log
+            return None
+
+
+def bytes_below(folder: Path) -> int:
+    """Of all files in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _remove(path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
 import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from redis.exceptions import RedisError
 
+from graft_scheduler.checkpoints import KeptCheckpoint, surviving
 from graft_scheduler.messages import (
     Evaluated,
     Log,
@@ -22,7 +24,7 @@ from graft_scheduler.messages import (
     RunnerMessage,
     Shrunk,
 )
-from graft_scheduler.records import Hold, JobProgress, JobRecord, ResumePoint
+from graft_scheduler.records import AttemptLog, Hold, JobProgress, JobRecord
 from graft_scheduler.transitions import Report, Transitions
 from graft_worker.memory_judge import Action
 from graft_worker.memory_watch import Note
@@ -36,6 +38,8 @@ AWAY_SECONDS = 3.0
 MAX_LINE = 4096
 MAX_TAIL_BYTES = 1 << 18
 """Read from the log at once; a runner that prints more waits for the next write."""
+MAX_LAST_BYTES = 1 << 21
+"""Read of it at the end."""
 MAX_KEPT_LINES = 10_000
 """Held while Redis is away; the file has them all."""
 PROGRESS_FIELDS = set(JobProgress.model_fields) & set(Progress.model_fields)
@@ -53,7 +57,8 @@ class Relay:
         self._rest_of_line = ""
         self._lines: list[str] = []
         self._events: list[tuple[str, dict[str, Any]]] = []
-        self._resume: ResumePoint | None = None
+        self._checkpoints: list[KeptCheckpoint] = []
+        self._logs: list[AttemptLog] = []
         self._progress = record.progress or JobProgress()
         self._has_news = False
         self._next_flush_at = 0.0
@@ -101,10 +106,15 @@ class Relay:
             available_bytes=note.sample.pressure.available_bytes,
         )
 
-    def note_checkpoint(self, resume: ResumePoint) -> None:
+    def note_checkpoint(self, checkpoint: KeptCheckpoint) -> None:
         """A checkpoint is in the store: any host can go on from it."""
-        self._resume = resume
-        self._event("checkpoint", step=resume.step, digest=resume.digest)
+        earlier = [one for one in self._checkpoints if one.step < checkpoint.step]
+        self._checkpoints = surviving([*earlier, checkpoint])
+        self._event("checkpoint", step=checkpoint.step, digest=checkpoint.digest, loss=checkpoint.loss)
+
+    def note_log(self, log: AttemptLog) -> None:
+        """The log of an earlier attempt, which could not say so itself, is in the store."""
+        self._logs.append(log)
 
     def log(self, text: str) -> None:
         """A line of our own in the job's log."""
@@ -117,21 +127,25 @@ class Relay:
 
         Raises:
             Fenced: the assignment is lost.
+            RedisError: Redis is away, and this was to be the last.
         """
         if not is_last and time.monotonic() < self._next_flush_at:
             return
         self._next_flush_at = time.monotonic() + FLUSH_SECONDS
         self._read_log(is_last)
-        if not (self._lines or self._events or self._has_news or self._resume):
+        if not (self._lines or self._events or self._has_news or self._checkpoints or self._logs):
             return
-        report = Report(progress=self._progress, resume=self._resume, events=self._events, lines=self._lines)
+        report = Report(self._progress, self._checkpoints, self._logs, self._events, self._lines)
         try:
             self._transitions.report(self._hold, report)
         except RedisError as error:
+            if is_last:
+                raise
             logger.warning("job %s: report kept, Redis is away: %s", self._hold.job, error)
             self._next_flush_at = time.monotonic() + AWAY_SECONDS
             return
-        self._lines, self._events, self._resume, self._has_news = [], [], None, False
+        self._lines, self._events, self._checkpoints, self._logs = [], [], [], []
+        self._has_news = False
 
     def _update(self, **fields: Any) -> None:
         self._progress = self._progress.model_copy(update=fields)
@@ -142,14 +156,23 @@ class Relay:
 
     def _read_log(self, is_last: bool) -> None:
         with self.log_path.open("rb") as log:
+            if is_last:
+                self._skip_to_the_end(log)
             log.seek(self._log_position)
-            chunk = log.read(-1 if is_last else MAX_TAIL_BYTES)
+            chunk = log.read(MAX_LAST_BYTES if is_last else MAX_TAIL_BYTES)
         self._log_position += len(chunk)
         # Progress bars of libraries end their lines with a carriage return.
-        *whole, self._rest_of_line = re.split(
-            "[\r\n]+", self._rest_of_line + self._decode(chunk, final=is_last)
-        )
-        if is_last and self._rest_of_line:
-            whole.append(self._rest_of_line)
+        *whole, rest = re.split("[\r\n]+", self._rest_of_line + self._decode(chunk, final=is_last))
+        if rest and (is_last or len(rest) > MAX_LINE):
+            whole.append(rest)
+            rest = ""
+        self._rest_of_line = rest
         self._lines += [line[:MAX_LINE] for line in whole if line.strip()]
         del self._lines[:-MAX_KEPT_LINES]
+
+    def _skip_to_the_end(self, log: BinaryIO) -> None:
+        """Of a runner that printed faster than this could follow only the end is told; the store gets all."""
+        behind = log.seek(0, os.SEEK_END) - self._log_position - MAX_LAST_BYTES
+        if behind > 0:
+            self._log_position += behind
+            self._lines.append(f"({behind:,} bytes more are in the log in the store)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hmac
 import re
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 import anyio
@@ -46,7 +47,10 @@ def build_app(depot: FolderDepot, tokens: Sequence[str], quota: Quota) -> ASGIAp
             Route("/v1/store", gateway.about),
             Route("/v1/blobs", gateway.listing),
             Route("/v1/blobs/{digest}", gateway.put, methods=["PUT"]),
+            Route("/v1/blobs/{digest}", gateway.remove, methods=["DELETE"]),
             Route("/v1/blobs/{digest}", gateway.get),
+            Route("/v1/blobs/{digest}/renewal", gateway.renew, methods=["POST"]),
+            Route("/v1/uploads", gateway.clear_abandoned, methods=["DELETE"]),
             Route("/v1/uploads/{digest}", gateway.upload),
         ],
         exception_handlers={HTTPException: _refused, GraftError: _failed, ClientDisconnect: _gone},
@@ -61,6 +65,7 @@ class Gateway:
         self._depot = depot
         self._quota = quota
         self._uploads = anyio.CapacityLimiter(MOST_UPLOADS)
+        self._removing = threading.Lock()
 
     async def health(self, request: Request) -> Response:
         """Whether it lives."""
@@ -74,9 +79,12 @@ class Gateway:
     async def listing(self, request: Request) -> Response:
         """Blobs in the order of their digests, those behind `after`."""
         after = request.query_params.get("after", "")
-        found = await to_thread.run_sync(self._depot.listing, after, LISTED)
+        most = min(LISTED, _number(request.query_params.get("most", str(LISTED)), "most"))
+        found = await to_thread.run_sync(self._depot.listing, after, most)
         blobs = [{"digest": one.digest, "size": one.size, "stored_at": one.stored_at} for one in found]
-        return JSONResponse({"blobs": blobs, "after": found[-1].digest if len(found) == LISTED else None})
+        return JSONResponse(
+            {"blobs": blobs, "after": found[-1].digest if found and len(found) == most else None}
+        )
 
     async def get(self, request: Request) -> Response:
         """A blob, or the ranges of it that are asked for; its size alone for HEAD."""
@@ -85,6 +93,30 @@ class Gateway:
             raise HTTPException(404, f"{digest} is not here")
         headers = {"Cache-Control": "private, immutable, max-age=31536000", "ETag": f'"{digest}"'}
         return _Blob(self._depot.path(digest), media_type="application/octet-stream", headers=headers)
+
+    async def renew(self, request: Request) -> Response:
+        """Have a blob count as stored now."""
+        digest = _digest(request)
+        if await to_thread.run_sync(self._depot.size, digest) is None:
+            raise HTTPException(404, f"{digest} is not here")
+        await to_thread.run_sync(self._depot.renew, digest)
+        return Response(status_code=204)
+
+    async def remove(self, request: Request) -> Response:
+        """Remove a blob; the quota has room again."""
+        await to_thread.run_sync(self._remove, _digest(request))
+        return Response(status_code=204)
+
+    def _remove(self, digest: Digest) -> None:
+        with self._removing:  # two at once must not both count it
+            size = self._depot.size(digest)
+            if size is not None:
+                self._depot.remove(digest)
+                self._quota.add(-size)
+
+    async def clear_abandoned(self, request: Request) -> Response:
+        """Remove what was left half-written and nobody went on with for a day."""
+        return JSONResponse({"removed": await to_thread.run_sync(self._depot.clear_abandoned)})
 
     async def upload(self, request: Request) -> Response:
         """How much of a blob the writer has brought so far; refused where the rest would not fit."""
@@ -122,9 +154,10 @@ class Gateway:
                 if partial.digest != digest:
                     remove(partial.path)
                     return _error(422, f"the bytes are {partial.digest}, not {digest}")
-                is_new = self._depot.size(digest) is None
-                self._depot.publish(partial, digest)
-                self._quota.add(partial.size if is_new else 0)
+                with self._removing:
+                    is_new = self._depot.size(digest) is None
+                    self._depot.publish(partial, digest)
+                    self._quota.add(partial.size if is_new else 0)
                 return JSONResponse({"digest": digest, "size": partial.size}, 201)
         except Busy:
             brought = self._depot.brought(digest, writer)

@@ -1,8 +1,9 @@
 -- End an attempt: the job ends, is queued again, or pauses. Saying it twice does it once.
 -- ARGV: job, token, nonce, outcome (completed|failed|cancelled|queued|paused), the count that rises
 --       (charged|lost|stalled|memory_failures or ''), blame the host (0|1), ms before it may be placed again,
---       event name, event data (JSON), failure (JSON or ''), result (JSON or ''), adapter or '', log or '',
+--       event name, event data (JSON), failure (JSON or ''), result (JSON or ''), adapter or '', the attempt's log (JSON or ''),
 --       memory limit (JSON or '' to keep it), bytes that hosts must be above or '', memory samples (JSON or ''),
+--       the adapter's bytes or '',
 --       whom a lesson is for or '', measured over predicted peak or '', operations a second or ''
 -- Returns the new state, or 'fenced'.
 local job, token, nonce, outcome = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -79,19 +80,22 @@ if ARGV[5] ~= '' then
 end
 redis.call('HSET', JOB, 'ended_token', token, 'stop', '', 'failure', ARGV[10],
   'not_before', ARGV[7] == '0' and '' or text(now + ARGV[7]))
-for field, value in pairs({result = ARGV[11], adapter = ARGV[12], log = ARGV[13], memory_limit = ARGV[14],
-  above_bytes = ARGV[15], memory = ARGV[16]}) do
+for field, value in pairs({result = ARGV[11], adapter = ARGV[12], memory_limit = ARGV[14],
+  above_bytes = ARGV[15], memory = ARGV[16], adapter_bytes = ARGV[17]}) do
   if value ~= '' then
     redis.call('HSET', JOB, field, value)
   end
+end
+if ARGV[13] ~= '' then
+  keep_log(ARGV[13])
 end
 if ARGV[6] == '1' then
   blame(now)
 elseif outcome == 'completed' then
   redis.call('HSET', HOST, 'faulty_jobs', '[]')
 end
-if ARGV[17] and ARGV[17] ~= '' then
-  learn(ARGV[17], tonumber(ARGV[18]), tonumber(ARGV[19]))
+if ARGV[18] and ARGV[18] ~= '' then
+  learn(ARGV[18], tonumber(ARGV[19]), tonumber(ARGV[20]))
 end
 event(now, job, name, token, data)
 if outcome == 'queued' then

@@ -17,13 +17,14 @@
 -- KEYS[22] hash: what finished jobs taught of their kind
 -- KEYS[23] sorted set: paused jobs by when they were paused
 -- KEYS[24] list: wakes the driver of studies
+-- KEYS[25] hash: names of adapters and checkpoints
 -- Scripts that concern no job, or no host, get an empty name in its place and do not use it.
 local JOB, JOB_EVENTS, JOB_LOG = KEYS[1], KEYS[2], KEYS[3]
 local QUEUE, PLACED, LEASES, COMMITTED = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local JOBS, HOSTS, EVENTS, WAKE = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local LEADER, EPOCH, CLOCK, SEQUENCE, HOST = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
 local GROUPS, GROUP_REQUESTS, GROUPED, RESERVED, HELD = KEYS[17], KEYS[18], KEYS[19], KEYS[20], KEYS[21]
-local LESSONS, PAUSED, STUDY_WAKE = KEYS[22], KEYS[23], KEYS[24]
+local LESSONS, PAUSED, STUDY_WAKE, TAGS = KEYS[22], KEYS[23], KEYS[24], KEYS[25]
 
 local RECORD_TTL_SECONDS = 90 * 86400 -- how long an ended job is remembered
 local LOG_TTL_SECONDS = 7 * 86400     -- how long its log lines stay here; the store keeps them whole
@@ -168,4 +169,49 @@ end
 local function answer(request, text)
   redis.call('HSET', JOB, 'asked', request, 'answer', text)
   return text
+end
+
+-- Of these checkpoints the best, the last and those with a name stay in the record.
+local function keep_checkpoints(job, checkpoints)
+  local best, last
+  for _, one in ipairs(checkpoints) do
+    if type(one.loss) == 'number' and (not best or one.loss < best.loss) then
+      best = one
+    end
+    if not last or one.step > last.step then
+      last = one
+    end
+  end
+  local named = {}
+  for _, entry in ipairs(redis.call('HVALS', TAGS)) do
+    local tag = cjson.decode(entry)
+    if tag.job == job then
+      named[tag.digest] = true
+    end
+  end
+  local kept = {}
+  for _, one in ipairs(checkpoints) do
+    if one == best or one == last or named[one.digest] then
+      kept[#kept + 1] = one
+    end
+  end
+  redis.call('HSET', JOB, 'checkpoints', #kept > 0 and cjson.encode(kept) or '')
+end
+
+local function read_list(field)
+  local text = redis.call('HGET', JOB, field)
+  return text and text ~= '' and cjson.decode(text) or {}
+end
+
+-- The log of one attempt is in the store; what is known of it already gives way.
+local function keep_log(text)
+  local log, logs = cjson.decode(text), {}
+  for _, one in ipairs(read_list('logs')) do
+    if one.token ~= log.token then
+      logs[#logs + 1] = one
+    end
+  end
+  logs[#logs + 1] = log
+  table.sort(logs, function(one, other) return one.token < other.token end)
+  redis.call('HSET', JOB, 'logs', cjson.encode(logs))
 end

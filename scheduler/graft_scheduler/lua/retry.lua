@@ -14,7 +14,7 @@ if state == 'failed' or state == 'cancelled' then
   redis.call('PERSIST', JOB_EVENTS)
   redis.call('PERSIST', JOB_LOG)
   redis.call('HSET', JOB, 'charged', 0, 'lost', 0, 'stalled', 0, 'failure', '', 'finished_at', '',
-    'stop', '', 'avoid', '', 'not_before', '', 'progress', '', 'pause_step', '')
+    'stop', '', 'avoid', '', 'not_before', '', 'progress', '', 'pause_step', '', 'removed', '')
   local limit = redis.call('HGET', JOB, 'memory_limit')
   if limit and limit ~= '' then
     limit = cjson.decode(limit)

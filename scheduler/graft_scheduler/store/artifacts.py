@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import gettempdir
@@ -14,6 +15,7 @@ from graft_scheduler.states import Digest
 from graft_scheduler.store.depots import Depot, Source, check_digest
 from graft_scheduler.store.manifest import (
     MAX_MANIFEST_BYTES,
+    Entry,
     Manifest,
     build_entry,
     build_manifest,
@@ -40,14 +42,14 @@ class Store:
         self.place = depot.place
         """Its URL or folder, for a person."""
 
-    def put_file(self, path: Path) -> Digest:
-        """Store a file; one that is there already is not written again.
+    def put_file(self, path: Path, most: int | None = None) -> Digest:
+        """Store a file, or its first bytes, where it grows; one that is there already is not written again.
 
         Raises:
             InvalidInput: the file cannot be read.
             StoreError: the store cannot be written, or the file changed meanwhile.
         """
-        return self._put(Source.of_file(path))
+        return self._put(Source.of_file(path, most))
 
     def put_folder(self, path: Path) -> Digest:
         """Store all files below a folder, as `list_folder` finds them; the digest names the whole.
@@ -94,6 +96,19 @@ class Store:
             raise self._damaged(digest, actual)
         return data
 
+    def stream(self, digest: Digest) -> Iterator[bytes]:
+        """A file of any size, in chunks; what is wrong with it shows at its end.
+
+        Raises:
+            StoreError: it is missing, or was damaged.
+        """
+        found = hashlib.sha256()
+        for chunk in self._depot.read(digest):
+            found.update(chunk)
+            yield chunk
+        if (actual := f"sha256:{found.hexdigest()}") != digest:
+            raise self._damaged(digest, actual)
+
     def get_file(self, digest: Digest, dest: Path) -> None:
         """Bring a file to `dest`, which appears whole and right or not at all.
 
@@ -106,8 +121,8 @@ class Store:
             self._complete(digest, partial)
             os.replace(partial.path, dest)
 
-    def get_folder(self, digest: Digest, dest: Path) -> None:
-        """Bring a folder to `dest`, which appears whole and right or not at all.
+    def get_folder(self, digest: Digest, dest: Path, only: Container[str] | None = None) -> None:
+        """Bring a folder, or `only` some of its files, to `dest`, which appears right or not at all.
 
         A `dest` that already holds every file at its size is left alone, not read again. What an
         interrupted call has brought is not brought again.
@@ -117,6 +132,9 @@ class Store:
             Conflict: `dest` holds something else.
         """
         manifest = self._manifest(digest)
+        if only is not None:
+            manifest = build_manifest([entry for entry in manifest.files if entry.name in only])
+            digest = Source.of_bytes(manifest.encode()).digest
         if _is_complete(dest, manifest):
             return
         with _prepared(dest), open_partial_folder(_place(dest, digest)) as folder:
@@ -135,6 +153,14 @@ class Store:
         self.get_folder(digest, dest)
         return dest
 
+    def files(self, digest: Digest) -> dict[str, Entry]:
+        """The files of a folder by their names.
+
+        Raises:
+            StoreError: it is missing or damaged, or a file.
+        """
+        return {entry.name: entry for entry in self._manifest(digest).files}
+
     def folder_bytes(self, digest: Digest) -> int:
         """Bytes of all files of a folder together.
 
@@ -144,9 +170,20 @@ class Store:
         return sum(entry.size for entry in self._manifest(digest).files)
 
     def _put(self, source: Source) -> Digest:
-        if self._depot.size(source.digest) != source.size:
-            self._depot.write(source)
+        """Written, or there already and renewed: whoever collects garbage goes by its age."""
+        if self._depot.size(source.digest) == source.size:
+            try:
+                self._depot.renew(source.digest)
+                return source.digest
+            except StoreError:
+                pass  # it was removed just now, or is another user's who alone may say that it is used
+        self._depot.write(source)
         return source.digest
+
+    @property
+    def depot(self) -> Depot:
+        """The place itself, for whoever looks after it."""
+        return self._depot
 
     def _manifest(self, digest: Digest) -> Manifest:
         if (self._depot.size(digest) or 0) > MAX_MANIFEST_BYTES:

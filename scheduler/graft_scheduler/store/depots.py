@@ -22,6 +22,16 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True)
+class Blob:
+    """One of the blobs that are there."""
+
+    digest: Digest
+    size: int
+    stored_at: float
+    """When it was stored or last renewed: seconds since 1970, by the clock of the place."""
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Bytes to be stored. They are read again from where an interrupted upload stopped."""
 
@@ -39,18 +49,18 @@ class Source:
         return cls(digest, digest, len(data), lambda start: iter([data[start:]]))
 
     @classmethod
-    def of_file(cls, path: Path) -> Source:
-        """A file, measured now.
+    def of_file(cls, path: Path, most: int | None = None) -> Source:
+        """A file, or its first bytes, measured now.
 
         Raises:
             InvalidInput: it cannot be read.
         """
         found, size = hashlib.sha256(), 0
-        for chunk in read_file(path):
+        for chunk in read_file(path, most=most):
             found.update(chunk)
             size += len(chunk)
         digest = Digest(f"sha256:{found.hexdigest()}")
-        return cls(str(path), digest, size, lambda start: read_file(path, start))
+        return cls(str(path), digest, size, lambda start: read_file(path, start, most))
 
     def changed(self) -> StoreError:
         """What to raise when it is no longer what it was when it was measured."""
@@ -103,6 +113,41 @@ class Depot(Protocol):
         """Where a person finds the blob, for an error."""
         ...
 
+    def listing(self, after: str = "", most: int | None = None) -> list[Blob]:
+        """Blobs in the order of their digests, those behind `after`, at most so many.
+
+        Raises:
+            Unreachable: the place does not answer.
+        """
+        ...
+
+    def renew(self, digest: Digest) -> None:
+        """Have the blob count as stored now.
+
+        Raises:
+            StoreError: it is not there, or may not be changed by whoever asks.
+            Unreachable: the place does not answer.
+        """
+        ...
+
+    def remove(self, digest: Digest) -> None:
+        """Remove the blob; one that is not there is no error. Who reads it just then gets all of it, or hears
+        that it is not there.
+
+        Raises:
+            StoreError: it cannot be removed.
+            Unreachable: the place does not answer.
+        """
+        ...
+
+    def clear_abandoned(self) -> int:
+        """Remove what was left half-written and nobody went on with for a day; how many there were.
+
+        Raises:
+            Unreachable: the place does not answer.
+        """
+        ...
+
 
 def check_digest(digest: Digest) -> str:
     """The hexadecimal digits of a digest; it may come from anywhere and becomes part of a path.
@@ -120,8 +165,9 @@ def absent(digest: Digest, place: str) -> StoreError:
     return StoreError(f"{digest} is not in store {place}; store it again, or check `store_url`")
 
 
-def read_file(path: Path, start: int = 0) -> Iterator[bytes]:
-    """A file that somebody wants stored: what is wrong with it is theirs to mend, not the store's.
+def read_file(path: Path, start: int = 0, most: int | None = None) -> Iterator[bytes]:
+    """A file that somebody wants stored, up to byte `most`: what is wrong with it is theirs to mend, not the
+    store's.
 
     Raises:
         InvalidInput: it is no file, or cannot be read.
@@ -130,8 +176,9 @@ def read_file(path: Path, start: int = 0) -> Iterator[bytes]:
         raise InvalidInput(f"{path} is not a file")
     try:
         with path.open("rb") as file:
-            file.seek(start)
-            while chunk := file.read(CHUNK_BYTES):
+            place = file.seek(start)
+            while chunk := file.read(CHUNK_BYTES if most is None else min(CHUNK_BYTES, max(0, most - place))):
+                place += len(chunk)
                 yield chunk
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error

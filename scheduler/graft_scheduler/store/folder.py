@@ -7,30 +7,22 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 from graft_scheduler.errors import StoreError, Unreachable
 from graft_scheduler.states import Digest
-from graft_scheduler.store.depots import CHUNK_BYTES, Source, absent, check_digest
+from graft_scheduler.store.depots import CHUNK_BYTES, Blob, Source, absent, check_digest
 from graft_scheduler.store.partials import Partial, clear_abandoned, open_partial, remove
 from graft_scheduler.store.writers import WRITER
 
 INCOMING = "incoming"
 """Folder of half-written blobs: in the same file system, so that a rename moves them."""
+STARTS = [f"{number:02x}" for number in range(256)]
+"""Of digests, a folder each."""
 IDENTITY_FILE = "store.json"
 """At the root; its `id` tells two machines whether they look at one store."""
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """One of the blobs that are there."""
-
-    digest: Digest
-    size: int
-    stored_at: float
-    """Seconds since 1970."""
 
 
 class FolderDepot:
@@ -72,11 +64,11 @@ class FolderDepot:
 
     def write(self, source: Source) -> None:
         """As `Depot`; what this user's process on this machine has written before is gone on from."""
-        with self.incoming(source.digest, WRITER) as partial:
-            if not partial.fill(source.digest, source.read):
-                remove(partial.path)
+        with self.incoming(source.digest, WRITER) as begun:
+            if not begun.fill(source.digest, source.read):
+                remove(begun.path)
                 raise source.changed()
-            self.publish(partial, source.digest)
+            self.publish(begun, source.digest)
 
     @contextmanager
     def incoming(self, digest: Digest, writer: str, *, alone: bool = False) -> Iterator[Partial]:
@@ -88,8 +80,8 @@ class FolderDepot:
         """
         with self._explained("write"):
             self._shared_folder(INCOMING)
-            with open_partial(self._incoming_path(digest, writer), alone=alone) as partial:
-                yield partial
+            with open_partial(self._incoming_path(digest, writer), alone=alone) as begun:
+                yield begun
 
     def brought(self, digest: Digest, writer: str) -> int:
         """Bytes of the blob that `writer` has brought so far."""
@@ -97,14 +89,14 @@ class FolderDepot:
             return self._incoming_path(digest, writer).stat().st_size
         return 0
 
-    def publish(self, partial: Partial, digest: Digest) -> None:
+    def publish(self, finished: Partial, digest: Digest) -> None:
         """The finished blob appears under its digest in one step, synced to the disk."""
         path = self.path(digest)
         with self._explained("write"):
             self._shared_folder(path.parent.relative_to(self.root).as_posix())
-            partial.sync()
-            _share(partial.path, stat.S_IRGRP)
-            os.replace(partial.path, path)
+            finished.sync()
+            _share(finished.path, stat.S_IRGRP)
+            os.replace(finished.path, path)
 
     def read(self, digest: Digest, start: int = 0) -> Iterator[bytes]:
         """As `Depot`."""
@@ -133,16 +125,36 @@ class FolderDepot:
         found: list[Blob] = []
         first = after.removeprefix("sha256:")
         with self._explained("read"):
-            for folder in sorted((self.root / "blobs" / "sha256").glob("[0-9a-f][0-9a-f]")):
-                if folder.name < first[:2]:
-                    continue
-                for path in sorted(folder.iterdir()):
-                    if path.name > first:
-                        entry = path.stat()
-                        found.append(Blob(Digest(f"sha256:{path.name}"), entry.st_size, entry.st_mtime))
+            for folder in (self.root / "blobs" / "sha256" / start for start in STARTS if start >= first[:2]):
                 if most is not None and len(found) >= most:
-                    return found[:most]
+                    return found
+                for name in sorted(name for name in _names_in(folder) if name > first):
+                    if most is not None and len(found) >= most:
+                        return found
+                    with suppress(FileNotFoundError):  # removed meanwhile
+                        entry = (folder / name).stat()
+                        found.append(Blob(Digest(f"sha256:{name}"), entry.st_size, entry.st_mtime))
         return found
+
+    def renew(self, digest: Digest) -> None:
+        """As `Depot`. What another user stored may be used here and not be touched: it is written anew."""
+        path = self.path(digest)
+        with self._explained("write"):
+            try:
+                os.utime(path)
+            except FileNotFoundError as error:
+                raise self._missing(digest) from error
+            except PermissionError:
+                self.write(Source(str(path), digest, path.stat().st_size, partial(self.read, digest)))
+
+    def remove(self, digest: Digest) -> None:
+        """As `Depot`."""
+        with self._explained("write"), suppress(FileNotFoundError):
+            self.path(digest).unlink()
+
+    def clear_abandoned(self) -> int:
+        """As `Depot`."""
+        return clear_abandoned(self.root / INCOMING, "*")
 
     def used_bytes(self) -> int:
         """Of all blobs together; slow, it looks at every one."""
@@ -177,6 +189,12 @@ class FolderDepot:
             raise StoreError(
                 f"cannot {action} store {self.root} ({_reason(error)}); check free space and permissions"
             ) from error
+
+
+def _names_in(folder: Path) -> list[str]:
+    with suppress(FileNotFoundError):
+        return os.listdir(folder)
+    return []
 
 
 def _identify(root: Path) -> str:

@@ -15,7 +15,7 @@ from urllib3.response import BaseHTTPResponse
 
 from graft_scheduler.errors import GraftError, InvalidInput, NotAllowed, StoreError, Unreachable
 from graft_scheduler.states import Digest
-from graft_scheduler.store.depots import CHUNK_BYTES, Source, absent, check_digest
+from graft_scheduler.store.depots import CHUNK_BYTES, Blob, Source, absent, check_digest
 from graft_scheduler.store.writers import WRITER
 
 CONNECT_PATIENCE_SECONDS, PATIENCE_SECONDS = 3.0, 30.0
@@ -93,6 +93,38 @@ class GatewayDepot:
     def locate(self, digest: Digest) -> str:
         """The blob's address."""
         return f"{self.place}{_path(digest)}"
+
+    def listing(self, after: str = "", most: int | None = None) -> list[Blob]:
+        """As `Depot`; page by page."""
+        found: list[Blob] = []
+        next_after: str | None = after
+        while next_after is not None and (most is None or len(found) < most):
+            query = f"/v1/blobs?after={next_after}" + ("" if most is None else f"&most={most - len(found)}")
+            page = self._patiently(partial(self._json, "GET", query))
+            found += [Blob(Digest(one["digest"]), one["size"], one["stored_at"]) for one in page["blobs"]]
+            next_after = page["after"]
+        return found if most is None else found[:most]
+
+    def renew(self, digest: Digest) -> None:
+        """As `Depot`."""
+        answer = self._patiently(lambda: self._ask("POST", f"{_path(digest)}/renewal"))
+        if answer.status == 404:
+            raise absent(digest, self.place)
+
+    def remove(self, digest: Digest) -> None:
+        """As `Depot`."""
+        self._patiently(lambda: self._ask("DELETE", _path(digest)))
+
+    def clear_abandoned(self) -> int:
+        """As `Depot`."""
+        return int(self._patiently(lambda: self._json("DELETE", "/v1/uploads"))["removed"])
+
+    def _ask(self, method: str, path: str) -> BaseHTTPResponse:
+        """An answer in which a blob that is not there is none to complain of."""
+        answer = self._request(method, path)
+        if answer.status != 404:
+            self._check(answer)
+        return answer
 
     def _upload(self, source: Source, progress: _Progress) -> None:
         path, writer = _path(source.digest), {WRITER_HEADER: WRITER}

@@ -175,12 +175,15 @@ def _is_still(place: Path, descriptor: int) -> bool:
     return False
 
 
-def clear_abandoned(folder: Path, pattern: str) -> None:
-    """Remove what processes that died left half-written; best effort, for whoever may not."""
+def clear_abandoned(folder: Path, pattern: str) -> int:
+    """Remove what processes that died left half-written, and count it; best effort, for whoever may not."""
+    count = 0
     with suppress(OSError):
         for path in folder.glob(pattern):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                 remove(path)
+                count += 1
+    return count
 
 
 def remove(path: Path) -> None:

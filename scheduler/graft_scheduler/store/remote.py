@@ -23,9 +23,9 @@ from uuid import NAMESPACE_URL, uuid5
 
 from graft_scheduler.errors import GraftError, StoreError
 from graft_scheduler.states import Digest
-from graft_scheduler.store.depots import Source, absent, check_digest
+from graft_scheduler.store.depots import Blob, Source, absent, check_digest
 from graft_scheduler.store.files import Entry, Files, Lanes, at_first, patiently
-from graft_scheduler.store.folder import IDENTITY_FILE, Blob
+from graft_scheduler.store.folder import IDENTITY_FILE
 from graft_scheduler.store.partials import ABANDONED_SECONDS
 from graft_scheduler.store.parts import (
     BLOBS,
@@ -116,7 +116,9 @@ class RemoteDepot:
     def listing(self, after: str = "", most: int | None = None) -> list[Blob]:
         """Blobs in the order of their digests, those behind `after`."""
         found: list[Blob] = []
-        last = blob_name(Digest(after)) + INDEX_SUFFIX if after else ""
+        digits = after.removeprefix("sha256:")
+        last = f"{BLOBS}/{digits[:2]}/{digits}" if digits else ""
+        last += INDEX_SUFFIX if len(digits) == 64 else ""  # behind both forms of that blob
         for entry in self._entries(BLOBS, last):
             if most is not None and len(found) >= most:
                 break

@@ -10,11 +10,12 @@ from redis import Redis
 
 from graft_scheduler import keys
 from graft_scheduler.broker import Broker
+from graft_scheduler.checkpoints import KeptCheckpoint
 from graft_scheduler.demand import Request
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.lengths import of_rows
 from graft_scheduler.messages import TrainResult
-from graft_scheduler.records import Failure, Hold, HostInfo, JobProgress, JobRecord, ResumePoint
+from graft_scheduler.records import Failure, Hold, HostInfo, JobProgress, JobRecord
 from graft_scheduler.rooms import Placement
 from graft_scheduler.states import Digest, FailureClass, HostId, JobId, JobState, StopReason, Token
 from graft_scheduler.studies.known import Known
@@ -110,9 +111,9 @@ class Hosts:
         return self._transitions.finish(hold, HOST, Ending(JobState.COMPLETED, "completed", result=result))
 
     def _pause(self, hold: Hold, spec: TrainJob, step: int) -> JobState:
-        resume = ResumePoint(digest=Digest(f"sha256:{step}"), step=step)
+        checkpoint = KeptCheckpoint(digest=Digest(f"sha256:{step}"), step=step)
         self._transitions.report(
-            hold, Report(progress=JobProgress(step=step, steps=spec.steps), resume=resume)
+            hold, Report(progress=JobProgress(step=step, steps=spec.steps), checkpoints=[checkpoint])
         )
         ending = Ending(JobState.PAUSED, "paused", result=self._result(spec, step))
         return self._transitions.finish(hold, HOST, ending)

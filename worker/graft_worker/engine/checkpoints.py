@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +17,12 @@ from typing import Any, Literal
 import mlx.core as mx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from graft_scheduler.cards import Card, write_card
 from graft_scheduler.hyperparameters import Output
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.adapters import WEIGHTS_FILE, Parameters, write_adapter
 from graft_worker.engine.device import is_out_of_memory, versions
-from graft_worker.engine.folders import PARTIAL_PREFIX, remove_partial, write_whole
+from graft_worker.engine.folders import PARTIAL_PREFIX, remove_partial, remove_whole, write_whole
 from graft_worker.link import JobError
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -54,6 +55,11 @@ class State(BaseModel):
     stopped_early: bool = False
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+
+    @property
+    def loss_here(self) -> float | None:
+        """The validation loss after this very step, where it is known."""
+        return self.last_loss if self.evaluated_step == self.step else None
 
 
 class _StateFile(BaseModel):
@@ -89,6 +95,8 @@ class CheckpointFolder:
     adapter_config: Mapping[str, Any]
     keeps_best: bool
     """The best arrays travel with every checkpoint."""
+    describe: Callable[[State], Card] | None = None
+    """What is said of a checkpoint to whoever takes it for an adapter."""
     saved: list[Path] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +110,7 @@ class CheckpointFolder:
         # What lies beyond is of an attempt that went on from an earlier step than it had reached.
         beyond = [path for path in self.saved if _step_of(path) > snapshot.state.step]
         for path in beyond:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_whole(path)
         self.saved = [path for path in self.saved if path not in (folder, *beyond)] + [folder]
         if snapshot.state.best_step == snapshot.state.step:
             self.take_best(folder / WEIGHTS_FILE)
@@ -134,7 +142,7 @@ class CheckpointFolder:
         best = f"{STEP_PREFIX}{state.best_step}"
         old = [folder for folder in self.saved[: -self.keep] if folder.name != best]
         for folder in old:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_whole(folder)
         self.saved = [folder for folder in self.saved if folder not in old]
 
     def _write(self, folder: Path, snapshot: Snapshot) -> None:
@@ -142,6 +150,8 @@ class CheckpointFolder:
         mx.save_safetensors(str(folder / OPTIMIZER_FILE), snapshot.optimizer)
         document = _StateFile(state=snapshot.state, agreement=dict(self.agreement), versions=versions())
         (folder / STATE_FILE).write_text(document.model_dump_json(indent=2) + "\n")
+        if self.describe is not None:
+            write_card(folder, self.describe(snapshot.state))
         if self._best.exists() and snapshot.state.best_step != snapshot.state.step:
             _link(self._best, folder / BEST_FILE)
 

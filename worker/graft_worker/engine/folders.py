@@ -34,6 +34,17 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def remove_whole(folder: Path) -> None:
+    """Remove a folder that others may be reading: to them it is there with all its files, or gone."""
+    aside = folder.parent / f"{PARTIAL_PREFIX}removed-{folder.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        folder.rename(aside)
+    except OSError:
+        aside = folder
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def remove_partial(parent: Path) -> None:
     """Remove what an interrupted `write_whole` left in `parent`."""
     for path in parent.glob(f"{PARTIAL_PREFIX}*"):

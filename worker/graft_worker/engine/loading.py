@@ -30,7 +30,11 @@ from graft_scheduler.states import FailureClass
 from graft_worker.engine.device import is_gpu, is_out_of_memory
 from graft_worker.link import JobError
 
-HUB_PATTERNS = ("*.json", "model*.safetensors", "*.py", "*.model", "*.tiktoken", "*.txt", "*.jinja")
+HUB_PATTERNS = (
+    *("*.json", "model*.safetensors", "*.py", "*.model", "*.tiktoken", "*.txt", "*.jinja"),
+    *("README.md", "LICENSE*"),
+)
+"""What a model is loaded with, and what tells its licence."""
 FINGERPRINT_BYTES = 1 << 20
 DTYPES = {
     Precision.FLOAT32: mx.float32,

@@ -171,7 +171,7 @@ class Loop:
         self._advance(trained_seconds=self.trained_seconds())
         folder = self._checkpoints.save(Snapshot(self.state, self.parameters, self._optimizer.dump()))
         self._saved_step = self.state.step
-        self._reporter.checkpoint(self.state.step, folder)
+        self._reporter.checkpoint(self.state.step, folder, self.state.loss_here)
 
     def trained_seconds(self) -> float:
         """Over all attempts, up to now."""

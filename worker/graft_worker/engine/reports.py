@@ -132,8 +132,11 @@ class Reporter:
             )
         )
 
-    def checkpoint(self, step: int, folder: Path) -> None:
-        self._link.report(Checkpoint(job=self._job, token=self._token, step=step, path=str(folder)))
+    def checkpoint(self, step: int, folder: Path, loss: float | None) -> None:
+        """Tell that a checkpoint is on disk; `loss` is the validation loss, if it was evaluated there."""
+        self._link.report(
+            Checkpoint(job=self._job, token=self._token, step=step, path=str(folder), loss=loss)
+        )
 
     def is_progress_due(self, *, last: bool) -> bool:
         """Whether the next report of progress should be made now."""

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from graft_scheduler.cards import Card, write_card
 from graft_scheduler.hyperparameters import Method
 from graft_worker.engine.adapters import Parameters, adapter_config, write_adapter
 from graft_worker.engine.folders import write_whole
@@ -29,10 +30,18 @@ class Saved:
     loss: float | None
 
 
-def save_adapter(
-    work_dir: Path, task: Task, saved: Saved, cut: Cut | None, base: Base, reporter: Reporter
-) -> Path:
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a job has come to."""
+
+    saved: Saved
+    cut: Cut | None
+    card: Card
+
+
+def save_adapter(work_dir: Path, task: Task, result: Result, base: Base, reporter: Reporter) -> Path:
     """The adapter's folder; a full fine-tune is saved in the dtypes it was computed in."""
+    saved, cut = result.saved, result.cut
     whole = adapter_config(task.adapted, task.spec, base.quantization)
     is_full = task.adapted.method is Method.FULL
     parameters = task.adapted.computed(saved.parameters) if is_full else saved.parameters
@@ -44,6 +53,7 @@ def save_adapter(
 
     def write(aside: Path) -> None:
         write_adapter(aside, parameters, config)
+        write_card(aside, result.card)
         if cut is not None and task.spec.adapter.keep_uncut:
             (aside / UNCUT).mkdir()
             write_adapter(aside / UNCUT, saved.parameters, whole)

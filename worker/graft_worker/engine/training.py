@@ -19,6 +19,7 @@ from graft_scheduler.states import FailureClass, Phase, StopReason
 from graft_worker.engine.adapters import Adapted, adapter_config, attach
 from graft_worker.engine.batches import Arrays, build_alone, plan_order
 from graft_worker.engine.below import LEAST_SHARE, TRAINING, VALIDATION, Below, Reuse
+from graft_worker.engine.cards import CardMaker
 from graft_worker.engine.checkpoints import CheckpointFolder, read_checkpoint
 from graft_worker.engine.compilation import CompilePlan
 from graft_worker.engine.cutting import exact_cutter, plan_cutter
@@ -44,7 +45,7 @@ from graft_worker.engine.ranks import check_can_cut, cut_ranks
 from graft_worker.engine.reports import Reporter, Stopped
 from graft_worker.engine.resident import Resident
 from graft_worker.engine.rows import TokenRow, digest
-from graft_worker.engine.saving import Saved, save_adapter
+from graft_worker.engine.saving import Result, Saved, save_adapter
 from graft_worker.engine.trying import computing, tried, try_below
 from graft_worker.link import JobError, Link
 from graft_worker.probe import read_device
@@ -110,7 +111,8 @@ def _train(
     fitted = fit(spec, base, dataset.train.rows, _allowance(start))
     job = _Job(spec, base, dataset, adapted, reporter, resident)
     task = _plan(job, fitted)
-    checkpoints = _checkpoint_folder(start, task, base, resident)
+    cards = CardMaker(start, spec, base, dataset, adapted.size)
+    checkpoints = _checkpoint_folder(start, task, job, cards)
     loop = Loop(task, checkpoints, reporter, start.trained_seconds, start.pause_step)
     _resume(start, loop, checkpoints)
     loop.settle()
@@ -157,7 +159,8 @@ def _train(
         return Done(job=start.job, token=start.token, stopped=stopped, result=result)
     reporter.phase(Phase.SAVING)
     tracking.finish(result)
-    output = save_adapter(Path(start.work_dir), task, saved, cut, base, reporter)
+    made = Result(saved, cut, cards.of_adapter(result, saved.loss if cut is None else cut.loss))
+    output = save_adapter(Path(start.work_dir), task, made, base, reporter)
     return Done(job=start.job, token=start.token, result=result, output_dir=str(output))
 
 
@@ -243,13 +246,14 @@ def _reuse(job: _Job, loop: Loop, loss: TokenLoss, below: Below, fitted: Fitted)
     return Reuse(below, resident.kept, loss.evaluation, token_bytes, rows)
 
 
-def _checkpoint_folder(start: Start, task: Task, base: Base, resident: Resident) -> CheckpointFolder:
+def _checkpoint_folder(start: Start, task: Task, job: _Job, cards: CardMaker) -> CheckpointFolder:
     return CheckpointFolder(
         Path(start.work_dir) / CHECKPOINTS,
         task.spec.checkpoint.keep,
-        _agreement(task, base, resident),
-        adapter_config(task.adapted, task.spec, base.quantization),
+        _agreement(task, job.base, job.resident),
+        adapter_config(task.adapted, task.spec, job.base.quantization),
         keeps_best=task.spec.output is Output.BEST,
+        describe=cards.of_checkpoint,
     )
 
 
