@@ -9,13 +9,13 @@ from pathlib import Path
 from graft_scheduler import datasets
 from graft_scheduler.basemodels import BaseModel, local_folder, read_base_model
 from graft_scheduler.datasets import DatasetSummary
-from graft_scheduler.demand import Demand, Request, coarse_demands
+from graft_scheduler.demand import Demand, Request, coarse_demands, coarse_disk
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hub import fetch_hub_config
 from graft_scheduler.hyperparameters import Method
 from graft_scheduler.jobs import CountJob, DataFormat, DataRef, ModelRef, TrainJob
 from graft_scheduler.lengths import BYTES_PER_TOKEN, Lengths, auto_batch_rows, of_rows
-from graft_scheduler.memory import Backend
+from graft_scheduler.memory import Backend, trained_bytes
 from graft_scheduler.planning import Question, fastest_cut, smallest_cut
 from graft_scheduler.store import Store
 from graft_scheduler.time_estimate import flops
@@ -23,6 +23,8 @@ from graft_scheduler.token_counts import TEMPLATE_TOKENS, TokenCounts, count_tok
 
 DORA_BITS = (2, 4, 8)
 """Quantised bases whose DoRA adapters stock mlx-lm can load: it takes 32 to be a multiple of the bits."""
+CHECKPOINTS = 3
+"""Times what is trained that checkpoints, with their optimizer's state, take on a host's disk: a guess."""
 MOST_COUNTED_BYTES = 256 << 20
 """Data sets that are larger are not read a second time to count tokens."""
 
@@ -41,6 +43,8 @@ class Submission:
     """Of the base, where it is known."""
     flops: float | None = None
     """Of the whole training, where the base is known."""
+    disk_bytes: int = 0
+    """Of its data set and checkpoints, as far as they are known."""
 
     def request(self, store_id: str) -> Request:
         """What placement must know of it. Estimates are made coarse, so that jobs of nearly one size
@@ -60,6 +64,7 @@ class Submission:
             flops=None if self.flops is None else float(f"{self.flops:.1e}"),
             model=base_name(spec.model),
             weight_bytes=self.weight_bytes,
+            disk_bytes=coarse_disk(self.disk_bytes),
         )
 
 
@@ -75,6 +80,8 @@ class Resolved:
     likely_lengths: Lengths
     """The same as they probably are: for time."""
     valid_rows: int
+    data_bytes: int = 0
+    """Of the data set's files."""
 
 
 def check(job: TrainJob | CountJob) -> Submission:
@@ -93,9 +100,17 @@ def submission_of(resolved: Resolved) -> Submission:
     """The job, its size estimated."""
     spec, base = resolved.spec, resolved.base
     if base is None:
-        return Submission(spec, _estimate(resolved))
+        return Submission(spec, _estimate(resolved), disk_bytes=disk_bytes(resolved))
     work = flops(spec, base, resolved.likely_lengths, resolved.valid_rows)
-    return Submission(spec, _estimate(resolved), base.model_type, base.weight_bytes, work)
+    disk = disk_bytes(resolved)
+    return Submission(spec, _estimate(resolved), base.model_type, base.weight_bytes, work, disk)
+
+
+def disk_bytes(resolved: Resolved) -> int:
+    """What the job puts on any host's disk: its data set and, where the base is known, checkpoints."""
+    base = resolved.base
+    learned = 0 if base is None else trained_bytes(base, resolved.spec)
+    return resolved.data_bytes + CHECKPOINTS * learned
 
 
 def resolve(job: TrainJob) -> Resolved:
@@ -120,7 +135,8 @@ def resolve(job: TrainJob) -> Resolved:
     if job.batch_size == "auto":
         written_out["batch_size"] = auto_batch_rows(rows.file_bytes, job.method, job.max_length)
     spec = job.model_copy(update=written_out)
-    return Resolved(spec, base, rows.most(job.max_length), rows.likely(job.max_length), rows.valid_rows)
+    most, likely = rows.most(job.max_length), rows.likely(job.max_length)
+    return Resolved(spec, base, most, likely, rows.valid_rows, rows.all_bytes)
 
 
 def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
@@ -139,8 +155,10 @@ def prepare_resolved(job: TrainJob, store: Store) -> Resolved:
 
 
 def base_name(model: ModelRef) -> str:
-    """How hosts name a base that they have cached: its digest, or hub id and revision."""
-    return model.digest or f"{model.source}@{model.revision or 'main'}"
+    """How hosts name a base that they have cached: its digest, or hub id and revision; the hub id alone
+    means the newest.
+    """
+    return model.digest or (f"{model.source}@{model.revision}" if model.revision else model.source)
 
 
 def _locate(model: ModelRef) -> tuple[ModelRef, BaseModel | None]:
@@ -211,6 +229,8 @@ class _Rows:
     valid_rows: int
     longest_bytes: int
     """Also of those that validate."""
+    all_bytes: int
+    """Of all rows."""
     counted: TokenCounts | None
     """The longest rows are those of all files; the sample is of the rows that train."""
 
@@ -243,7 +263,8 @@ def _locate_data(job: TrainJob) -> tuple[DataRef, _Rows]:
         places, held_out = datasets.split(range(train), job.data.valid_fraction, job.seed)
         train, valid = len(places), len(held_out)
     counted = _count(job, path, summary)
-    return located, _Rows(summary.train_bytes, train, valid, summary.longest_bytes, counted)
+    all_bytes = sum(summary.train_bytes) + sum(summary.valid_bytes)
+    return located, _Rows(summary.train_bytes, train, valid, summary.longest_bytes, all_bytes, counted)
 
 
 def _count(job: TrainJob, path: Path, summary: DatasetSummary) -> TokenCounts | None:
