@@ -64,9 +64,8 @@ def _prepare(settings: Settings, redis: Redis) -> tuple[Worker, LiveHost]:
     if device.error is not None:
         raise InvalidInput(f"this machine cannot train: {device.error}")
     quick = connect(settings.redis_url, min(QUICK_SECONDS, settings.lease_seconds / 8), retries=0)
-    host = LiveHost(settings, folder, LiveDevice(device))
     worker = Worker(
-        info=host.now(describe(folder, settings, device, store.id)),
+        info=describe(folder, settings, device, store.id),
         folder=folder,
         settings=settings,
         transitions=Transitions(redis),
@@ -75,6 +74,9 @@ def _prepare(settings: Settings, redis: Redis) -> tuple[Worker, LiveHost]:
         leaves=threading.Event(),
         runners=Runners(settings.slots),
     )
+    worker.cache.tidy()
+    host = LiveHost(settings, folder, LiveDevice(device), worker.cache, worker.access)
+    worker.info = host.now(worker.info)
     return worker, host
 
 
