@@ -17,6 +17,7 @@ from graft_cli import (
     hosts,
     installation,
     listing,
+    models,
     plan,
     processes,
     profile,
@@ -58,6 +59,7 @@ app.command()(tune.tune)
 app.add_typer(study.app, name="study")
 app.command()(dashboard.dashboard)
 app.add_typer(hosts.app, name="hosts")
+app.add_typer(models.app, name="model")
 app.command()(demo.demo)
 app.command()(up.up)
 app.command()(processes.worker)

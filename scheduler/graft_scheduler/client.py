@@ -15,6 +15,8 @@ from graft_scheduler.comparison import ComparisonHandle, Variant
 from graft_scheduler.comparison.finding import find_jobs, refuse_known
 from graft_scheduler.comparison.preparing import prepare_comparison
 from graft_scheduler.errors import Conflict, JobFailed, StoreError, Unreachable
+from graft_scheduler.holdings.board import forget_holdings
+from graft_scheduler.holdings.handle import HostModels
 from graft_scheduler.job_plan import JobPlan, make_plan
 from graft_scheduler.jobs import CountJob, TrainJob, current_user
 from graft_scheduler.lessons import read_lessons
@@ -136,6 +138,11 @@ class Client(Reader):
         from graft_scheduler.studies.handle import Studies  # with Optuna, which takes a second to import
 
         return Studies(self._redis, self.settings.redis_url)
+
+    @cached_property
+    def models(self) -> HostModels:
+        """The models on the hosts of this Redis."""
+        return HostModels(self._redis, self.settings.redis_url, self.hosts, self._host)
 
     def tune(
         self,
@@ -307,6 +314,7 @@ class Client(Reader):
         with self._reached():
             self._redis.zrem(keys.HOSTS, record.info.id)
             self._redis.delete(keys.host(record.info.id), keys.host_queue(record.info.id))
+            forget_holdings(self._redis, record.info.id)
             forget_snapshot(self._redis)
 
     def pull(self, job_id: str, destination: Path) -> Path:

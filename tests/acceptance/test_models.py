@@ -72,4 +72,48 @@ def graft(fleet: Fleet, *words: str, code: int = 0) -> Any:
     variables = {**fleet.environment, **of_host(fleet, "laptop", "hf_accepted")}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=90)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-    return json.loads(done.stdout)
+    return json.loads(done.stdout or "null")
+
+
+def test_hosts_fetch_keep_and_remove_bases_as_they_are_asked(
+    fleet: Fleet, hub: Hub, tiny_base: Path, tiny_data: Path
+) -> None:
+    one = fleet.start_worker("one", variables=of_host(fleet, "one"))
+    two = fleet.start_worker("two", variables=of_host(fleet, "two", "hf_accepted"))
+    fleet.wait_for_hosts(2)
+    commit = hub.models[NAME].commit
+
+    pulled = graft(fleet, "model", "pull", NAME, "--wait", "--timeout", "60", code=20)
+    stored = graft(fleet, "model", "pull", str(tiny_base), "--host", "two", "--wait")[0]["model"]
+
+    assert {one["host"]: one["state"] for one in pulled} == {"one": "failed", "two": "done"}
+    assert "no access to org/gated" in pulled[0]["text"]
+    eventually(lambda: names(fleet)["two"] == {f"{NAME}@{commit}", stored}, what="two tells what it has")
+    assert names(fleet)["one"] == set()
+    graft(fleet, "model", "pin", stored[:20])
+    eventually(lambda: (fleet.folder / "two" / "data" / "cache" / "pins").exists(), what="the pin arrives")
+    refused = graft(fleet, "model", "rm", stored[:20], "--yes", "--wait", code=20)
+    removed = graft(fleet, "model", "rm", NAME, "--host", "two", "--yes", "--wait")
+    assert "is pinned" in refused[0]["text"]
+    assert "freed" in removed[0]["text"]
+    assert not (fleet.folder / "two" / "hf" / "hub" / f"models--{NAME.replace('/', '--')}").exists()
+    eventually(lambda: names(fleet)["two"] == {stored}, what="two tells what it has")
+    graft(fleet, "model", "rm", f"{NAME}@{commit}", "--yes", code=3)
+    happened = [(event["name"], event["action"]) for event in graft(fleet, "hosts", "events", "two")]
+    assert happened == [
+        ("asked", "pull"),
+        ("pulled", "pull"),
+        ("asked", "pull"),
+        ("pulled", "pull"),
+        ("asked", "rm"),
+        ("failed", "rm"),
+        ("asked", "rm"),
+        ("removed", "rm"),
+    ]
+    assert "Traceback" not in one.log() + two.log()
+
+
+def names(fleet: Fleet) -> dict[str, set[str]]:
+    """What each host says that it has."""
+    found = fleet.client().models.ls()
+    return {one.host.info.name: {held.name for held in one.models} for one in found}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from graft_scheduler.placement import place
 from graft_scheduler.rooms import Reservation
 from graft_scheduler.states import HostId, JobId
@@ -124,12 +126,12 @@ def test_times_are_told_no_finer_than_they_are_known() -> None:
 
 def test_a_host_without_the_disk_or_the_access_is_passed_over_and_says_so() -> None:
     asks = request(1, model="org/base@abc", weight_bytes=15 * GIB, disk_bytes=GIB)
-    has_it = {"cached": frozenset({"org/base@abc"}), "no_access": frozenset({"org/base"})}
+    has_it = room(cached=frozenset({"org/base@abc"}), no_access=frozenset({"org/base"}))
     rooms = [
         room("full", free_disk_bytes=3 * GIB),
         room("refused", no_access=frozenset({"org/base"})),
-        room("crammed", free_disk_bytes=0, **has_it),
-        room("has-it", free_disk_bytes=GIB, **has_it),
+        replace(has_it, id=HostId("crammed"), name="crammed", machine_id="c", free_disk_bytes=0),
+        replace(has_it, id=HostId("has-it"), name="has-it", machine_id="h", free_disk_bytes=GIB),
         room("roomy", free_disk_bytes=16 * GIB),
     ]
     reasons = {one.host_name: one for one in explain_wait(job(asks=asks), rooms)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from graft_scheduler import fleet
-from graft_scheduler.errors import Fenced, GraftError, InvalidInput, StoreError, Unreachable
+from graft_scheduler.errors import Fenced, GraftError, StoreError, Unreachable
 from graft_scheduler.lessons import Measured, measured
 from graft_scheduler.memory import Backend
 from graft_scheduler.messages import Checkpoint, Done, Failed, Shrink, Start, TrainResult
@@ -34,6 +34,7 @@ from graft_worker.cache.uses import Uses
 from graft_worker.exits import cause_of_death
 from graft_worker.hub_fetching import NoAccess
 from graft_worker.lease import LeaseKeeper
+from graft_worker.link import JobError
 from graft_worker.memory_judge import Budget
 from graft_worker.memory_watch import MemoryWatch, Orders
 from graft_worker.out_of_memory import decide
@@ -100,8 +101,8 @@ class Attempt:
             return self._stopped(self._keeper.stop_reason or StopReason.YIELD)
         except NoAccess as error:
             return self._refused(error.repository)
-        except InvalidInput as error:
-            return self._failed(FailureClass.CONFIG, str(error))
+        except JobError as error:
+            return self._failed(error.failure, error.text)
         except (StoreError, Unreachable) as error:
             return self._failed(FailureClass.STORE, str(error))
         except OSError as error:

@@ -116,7 +116,7 @@ def _download(repository: str, revision: str | None, commit: str) -> None:
     from huggingface_hub import snapshot_download
 
     folder = snapshot_download(repository, revision=commit, allow_patterns=list(HUB_PATTERNS))
-    if revision != commit:
+    if revision != commit and ".." not in (revision or ""):
         ref = Path(folder).parent.parent / "refs" / (revision or "main")
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -26,6 +28,7 @@ from graft_worker.cached_models import has_weights, is_at_hand
 
 logger = logging.getLogger(__name__)
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 POLL_SECONDS = 0.25
 TELL_SECONDS = 2.0
 """Between two looks at how much has come."""
@@ -68,8 +71,11 @@ def fetch_from_hub(cache: HostCache, repository: str, revision: str | None, uses
         StoreError: there is no room for it.
         Unreachable: the hub does not answer, and the model is not here.
     """
-    if revision is not None and (item := _at_hand(cache, repository, revision, uses)) is not None:
-        return item
+    if revision is not None and COMMIT.fullmatch(revision):
+        item = model_item(f"{repository}@{revision}")
+        folder = cache.use(item, uses)
+        if cache.note(item).is_whole and is_at_hand(cache.root, item, folder):
+            return item
     watch.check()
     with HubChild(repository, revision, watch) as child:
         plan = child.plan()
@@ -80,13 +86,6 @@ def fetch_from_hub(cache: HostCache, repository: str, revision: str | None, uses
             child.fetch(hub_folder(cache.hub, repository) / "blobs", plan)
     cache.write_note(item, cache.note(item).model_copy(update={"is_whole": True}))
     return item
-
-
-def _at_hand(cache: HostCache, repository: str, revision: str, uses: Uses) -> Item | None:
-    """The item, if it was seen to be whole: nobody need be asked."""
-    item = model_item(f"{repository}@{revision}")
-    folder = cache.use(item, uses)
-    return item if cache.note(item).is_whole and is_at_hand(cache.root, item, folder) else None
 
 
 def _note_ours(cache: HostCache, item: Item, folder: Path) -> None:
@@ -121,7 +120,8 @@ class HubChild:
         self._reader.join()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            pipe.close()
+            with suppress(BrokenPipeError):
+                pipe.close()
 
     def plan(self) -> Plan:
         """What it would fetch."""
@@ -131,8 +131,9 @@ class HubChild:
     def fetch(self, blobs: Path, plan: Plan) -> None:
         """Have it fetched; `blobs` is where it goes."""
         assert self._process.stdin is not None
-        self._process.stdin.write(b"go\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, which the next thing it said tells
+            self._process.stdin.write(b"go\n")
+            self._process.stdin.flush()
         before = folder_bytes(blobs)
         growth = _Growth(time.monotonic())
 
@@ -162,9 +163,9 @@ class HubChild:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            try:
+            if line.startswith(b"{"):
                 self._said.put(json.loads(line))
-            except ValueError:  # something that a library printed
+            else:  # something that a library printed
                 logger.info("fetching %s: %s", self._repository, line.decode(errors="replace").rstrip())
         self._said.put({"error": "away", "text": "the process that fetches it ended without a word"})
 

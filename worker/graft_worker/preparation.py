@@ -11,14 +11,14 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from graft_scheduler.basemodels import looks_like_path
-from graft_scheduler.errors import GraftError
+from graft_scheduler.errors import GraftError, InvalidInput
 from graft_scheduler.jobs import ModelRef, TrainJob
 from graft_scheduler.lessons import LessonKey, demand_factor, read_lesson
 from graft_scheduler.memory import format_bytes
 from graft_scheduler.messages import Start
 from graft_scheduler.records import HostInfo, JobRecord, ResumePoint
 from graft_scheduler.settings import Settings
-from graft_scheduler.states import Digest
+from graft_scheduler.states import Digest, FailureClass
 from graft_scheduler.store import Store
 from graft_scheduler.transitions import Transitions
 from graft_worker.access import Access
@@ -30,6 +30,7 @@ from graft_worker.cache.uses import Uses
 from graft_worker.host import HostFolder
 from graft_worker.hub_fetching import fetch_from_hub
 from graft_worker.lease import LeaseKeeper
+from graft_worker.link import JobError
 from graft_worker.relay import Relay
 from graft_worker.residency import runner_name
 from graft_worker.runners import Runners
@@ -102,7 +103,8 @@ def prepare(worker: Worker, record: JobRecord, relay: Relay, deadline: float, ne
     Raises:
         StoreError, Unreachable: something cannot be fetched, or there is no room for it.
         NoAccess: the hub does not let this host have the model.
-        InvalidInput: the hub has no such model.
+        JobError: the hub has no such model.
+        Stopped, Fenced: the attempt is to stop while something is fetched.
     """
     spec = record.spec
     model = data = None
@@ -185,7 +187,10 @@ def _fetch_model(worker: Worker, model: ModelRef, needs: Needs) -> Path | None:
         return fetch_from_store(worker, model_item(model.digest), needs.uses, model.source)
     if looks_like_path(model.source):  # what the runner says of it is what there is to say
         return None
-    item = fetch_from_hub(worker.cache, model.source, model.revision, needs.uses, needs)
+    try:
+        item = fetch_from_hub(worker.cache, model.source, model.revision, needs.uses, needs)
+    except InvalidInput as error:
+        raise JobError(FailureClass.CONFIG, str(error)) from error
     worker.access.note_allowed(model.source)
     return worker.cache.folder(item)
 

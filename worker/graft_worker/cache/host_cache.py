@@ -72,8 +72,8 @@ class HostCache:
         self._coming: dict[int, tuple[int, int]] = {}
         """Disk and bytes of what is being fetched just now."""
         self._full_until = float("-inf")
-        self._sizes: dict[Path, tuple[int, int]] = {}
-        """Of folders of the store, which never change, with the inode they had."""
+        self._sizes: dict[Path, tuple[tuple[int, int], int]] = {}
+        """Of folders, with the inode and the time of change that they had: files only come and go whole."""
 
     @property
     def hub(self) -> Path:
@@ -253,20 +253,19 @@ class HostCache:
         if is_ours:
             with alone(self.root, item) as is_alone:
                 in_use = not is_alone
-        size = self._size(item, folder)
+        size = self._size(folder)
         return Entry(item, folder, size, used_at(self.root, item, folder), note, item.name in pins, in_use)
 
-    def _size(self, item: Item, folder: Path) -> int:
+    def _size(self, folder: Path) -> int:
         try:
-            inode = folder.stat().st_ino
+            found = folder.stat()
         except OSError:
             return 0
+        version = (found.st_ino, found.st_mtime_ns)
         known = self._sizes.get(folder)
-        if known is not None and known[0] == inode and item.kind is not Kind.HUB:
-            return known[1]
-        size = folder_bytes(folder)
-        self._sizes[folder] = (inode, size)
-        return size
+        if known is None or known[0] != version:
+            known = self._sizes[folder] = (version, folder_bytes(folder))
+        return known[1]
 
 
 def folder_bytes(folder: Path) -> int:
