@@ -14,7 +14,7 @@ from graft_scheduler import fleet, keys, submission
 from graft_scheduler.comparison import ComparisonHandle, Variant
 from graft_scheduler.comparison.finding import find_jobs, refuse_known
 from graft_scheduler.comparison.preparing import prepare_comparison
-from graft_scheduler.errors import Conflict, JobFailed, StoreError, Unreachable
+from graft_scheduler.errors import Conflict, JobFailed, NotAllowed, StoreError, Unreachable
 from graft_scheduler.holdings.board import forget_holdings
 from graft_scheduler.holdings.handle import HostModels
 from graft_scheduler.job_plan import JobPlan, make_plan
@@ -47,6 +47,8 @@ class JobHandle:
 
     client: Client
     id: JobId
+    notes: tuple[str, ...] = ()
+    """What the submitter should know."""
 
     def record(self) -> JobRecord:
         """The job as it is now."""
@@ -100,10 +102,19 @@ class Client(Reader):
 
         Raises:
             InvalidInput: says the field, file or line and what would be right; nothing was queued.
+            NotAllowed: the hub refuses the model to whoever submits, and no host has it.
         """
         self.ping()
         store = self.store()
-        return JobHandle(self, self._queue(submission.prepare(job, store), store.id))
+        try:
+            return JobHandle(self, self._queue(submission.prepare(job, store), store.id))
+        except NotAllowed as error:
+            known = self._known_to_hosts(job)
+            if known is None:
+                raise
+            note = f"{error}; a host has it, so the job is queued, for a whole host: its size is not known"
+        prepared = submission.prepare(known, store, asks_hub=False)
+        return JobHandle(self, self._queue(prepared, store.id), (note,))
 
     def compare(
         self, job: TrainJob, variants: Sequence[str | Variant] = (), name: str | None = None
@@ -328,6 +339,16 @@ class Client(Reader):
             raise Conflict(f"job {record.id} is {record.state.shown} and has no adapter to pull")
         self.store().get_folder(record.adapter, destination)
         return destination
+
+    def _known_to_hosts(self, job: TrainJob | CountJob) -> TrainJob | None:
+        """The job at the commit of its base that a host has, though the submitter may not have it."""
+        if not isinstance(job, TrainJob):
+            return None
+        cached = [name for host in self.hosts() if host.is_alive for name in host.info.cached]
+        commit = submission.held_commit(job.model, cached)
+        if commit is None:
+            return None
+        return job.model_copy(update={"model": job.model.model_copy(update={"revision": commit})})
 
     def _queue(self, prepared: Submission, store_id: str) -> JobId:
         job_id, job = JobId("".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH))), prepared.spec

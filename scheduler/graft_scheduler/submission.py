@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,14 +113,16 @@ def disk_bytes(resolved: Resolved) -> int:
     return resolved.data_bytes + CHECKPOINTS * learned
 
 
-def resolve(job: TrainJob) -> Resolved:
+def resolve(job: TrainJob, *, asks_hub: bool = True) -> Resolved:
     """The job with its defaults written out, the batch size `auto` among them; nothing is stored.
+
+    Without asking the hub nothing is known of a base that it has.
 
     Raises:
         InvalidInput: the model or the data can never work; says which file, line or field.
         NotAllowed: the hub refuses the model.
     """
-    model, base = _locate(job.model)
+    model, base = _locate(job.model, asks_hub=asks_hub)
     data, rows = _locate_data(job)
     if base is not None:
         check_base(job, base, data)
@@ -139,16 +141,16 @@ def resolve(job: TrainJob) -> Resolved:
     return Resolved(spec, base, most, likely, rows.valid_rows, rows.all_bytes)
 
 
-def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
+def prepare(job: TrainJob | CountJob, store: Store, *, asks_hub: bool = True) -> Submission:
     """As `check`; and the model folder and the data set are in the store, named by digest."""
     if isinstance(job, CountJob):
         return check(job)
-    return submission_of(prepare_resolved(job, store))
+    return submission_of(prepare_resolved(job, store, asks_hub=asks_hub))
 
 
-def prepare_resolved(job: TrainJob, store: Store) -> Resolved:
+def prepare_resolved(job: TrainJob, store: Store, *, asks_hub: bool = True) -> Resolved:
     """As `resolve`; and the model folder and the data set are in the store, named by digest."""
-    resolved = resolve(job)
+    resolved = resolve(job, asks_hub=asks_hub)
     spec = resolved.spec
     stored = {"model": _store_model(spec.model, store), "data": _store_data(spec.data, store)}
     return replace(resolved, spec=spec.model_copy(update=stored))
@@ -161,13 +163,22 @@ def base_name(model: ModelRef) -> str:
     return model.digest or (f"{model.source}@{model.revision}" if model.revision else model.source)
 
 
-def _locate(model: ModelRef) -> tuple[ModelRef, BaseModel | None]:
+def held_commit(model: ModelRef, cached: Iterable[str]) -> str | None:
+    """The commit at which hosts have the model, by the names of what they have; nothing where none has it,
+    or they have several that may be meant.
+    """
+    wanted = f"{model.source}@{model.revision or ''}"
+    commits = {name.rpartition("@")[2] for name in cached if name.startswith(wanted)}
+    return commits.pop() if len(commits) == 1 else None
+
+
+def _locate(model: ModelRef, *, asks_hub: bool) -> tuple[ModelRef, BaseModel | None]:
     """The model as any host will find it, and what is known of it."""
     folder = local_folder(model.source)
     if folder is not None:
         absolute = folder.absolute()
         return model.model_copy(update={"source": str(absolute)}), read_base_model(absolute)
-    found = fetch_hub_config(model.source, model.revision)
+    found = fetch_hub_config(model.source, model.revision) if asks_hub else None
     if found is None:
         return model, None
     return model.model_copy(update={"revision": found.commit}), found.base

@@ -66,10 +66,11 @@ def test_a_gated_base_is_trained_on_the_host_that_has_access_and_the_other_says_
     assert "hf_accepted" not in one.log() + two.log()
 
 
-def graft(fleet: Fleet, *words: str, code: int = 0) -> Any:
+def graft(fleet: Fleet, *words: str, code: int = 0, token: str = "hf_accepted") -> Any:
     """What a command prints as JSON, typed on the laptop."""
     command = [sys.executable, "-c", "from graft_cli.main import run; run()", *words, "--json"]
-    variables = {**fleet.environment, **of_host(fleet, "laptop", "hf_accepted")}
+    laptop = "laptop" if token else "strangers-laptop"
+    variables = {**fleet.environment, **of_host(fleet, laptop, token)}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=90)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
     return json.loads(done.stdout or "null")
@@ -92,12 +93,15 @@ def test_hosts_fetch_keep_and_remove_bases_as_they_are_asked(
     assert names(fleet)["one"] == set()
     graft(fleet, "model", "pin", stored[:20])
     eventually(lambda: (fleet.folder / "two" / "data" / "cache" / "pins").exists(), what="the pin arrives")
+    queued = graft(fleet, "train", "-m", NAME, "-d", str(tiny_data), token="")
     refused = graft(fleet, "model", "rm", stored[:20], "--yes", "--wait", code=20)
     removed = graft(fleet, "model", "rm", NAME, "--host", "two", "--yes", "--wait")
     assert "is pinned" in refused[0]["text"]
     assert "freed" in removed[0]["text"]
     assert not (fleet.folder / "two" / "hf" / "hub" / f"models--{NAME.replace('/', '--')}").exists()
     eventually(lambda: names(fleet)["two"] == {stored}, what="two tells what it has")
+    assert (queued["spec"]["model"]["revision"], queued["demands"]) == (commit, None)
+    graft(fleet, "train", "-m", NAME, "-d", str(tiny_data), token="", code=4)
     graft(fleet, "model", "rm", f"{NAME}@{commit}", "--yes", code=3)
     happened = [(event["name"], event["action"]) for event in graft(fleet, "hosts", "events", "two")]
     assert happened == [

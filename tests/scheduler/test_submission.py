@@ -10,8 +10,8 @@ import pytest
 
 from graft_scheduler import token_counts
 from graft_scheduler.errors import InvalidInput
-from graft_scheduler.jobs import TrainJob
-from graft_scheduler.submission import Resolved, check, resolve
+from graft_scheduler.jobs import ModelRef, TrainJob
+from graft_scheduler.submission import Resolved, check, held_commit, resolve
 from graft_scheduler.token_counts import TEMPLATE_TOKENS
 
 
@@ -150,3 +150,18 @@ def test_rows_that_are_held_out_are_not_trained_on(tmp_path: Path) -> None:
     found = resolved(tmp_path, [100] * 100)
 
     assert (found.lengths.rows, found.valid_rows) == (90, 10)
+
+
+@pytest.mark.parametrize(
+    ("revision", "cached", "commit"),
+    [
+        (None, ["org/a", "org/a@111", "org/ab@222"], "111"),
+        (None, ["org/a@111", "org/a@222"], None),
+        ("22", ["org/a@111", "org/a@222"], "222"),
+        (None, ["org/b@111", "sha256:abc"], None),
+    ],
+)
+def test_a_base_that_its_submitter_may_not_have_is_taken_at_the_one_commit_that_hosts_have(
+    revision: str | None, cached: list[str], commit: str | None
+) -> None:
+    assert held_commit(ModelRef(source="org/a", revision=revision), cached) == commit
