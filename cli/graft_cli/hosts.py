@@ -89,7 +89,7 @@ def events(host: HostArgument, as_json: AsJson = False, redis_url: RedisUrl = No
         (age(time.time() - one.at), one.name, *(str(one.data.get(part, "")) for part in EVENT_PARTS))
         for one in found
     ]
-    out.table(("AT", "EVENT", "ORDER", "MODEL", ""), rows, shrink=(3, 4))
+    out.table(("AT", "EVENT", "ORDER", "MODEL", "DETAIL"), rows, shrink=(3, 4))
 
 
 def confirmed(host: str) -> bool:

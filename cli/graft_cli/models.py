@@ -37,7 +37,7 @@ WaitTimeout = Annotated[
     typer.Option("--timeout", metavar="SECONDS", min=0, help="Stop waiting after this; the hosts go on."),
 ]
 HEADER = ("MODEL", "FROM", "SIZE", "HOSTS", "USED", "PINNED")
-WISHES_HEADER = ("HOST", "ASKED", "MODEL", "STATE", "")
+WISHES_HEADER = ("HOST", "ASKED", "MODEL", "STATE", "DETAIL")
 DIGITS = 12
 """Of a digest or a commit that are shown."""
 
@@ -205,6 +205,8 @@ def _row(places: Sequence[tuple[Holding, HeldModel]]) -> tuple[str, ...]:
 def _host(holding: Holding, held: HeldModel) -> str:
     """Its name, with what keeps the model there."""
     name = holding.host.info.name
+    if not held.is_whole:
+        return f"{name} (in part)"
     if held.is_in_use:
         return f"{name} (in use)"
     return name if held.is_ours else f"{name} (its owner's)"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -143,10 +146,36 @@ def test_without_room_nothing_is_fetched(hub: Hub, tmp_path: Path, monkeypatch: 
     assert hub.sent_bytes == 0
 
 
-def test_what_the_owner_has_already_stays_the_owners(hub: Hub, cache: HostCache, tmp_path: Path) -> None:
-    import subprocess
-    import sys
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of a megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a disk of its own needs `mount` and root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
+
+def test_a_disk_that_others_fill_meanwhile_is_the_stores_failure_and_the_host_says_so(
+    hub: Hub, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.models[NAME].files["model.safetensors"] = b"w" * 2_000_000
+    monkeypatch.setenv("HF_HUB_CACHE", str(small_disk / "hub"))
+    cache = HostCache(small_disk / "cache", load_settings({}), HostId("one"))
+    before = cache.free_bytes()
+    monkeypatch.setattr("graft_worker.cache.host_cache.spare_bytes", lambda *_: 1 << 40)
+
+    with pytest.raises(StoreError, match="the disk is full while org/tiny is fetched"):
+        fetch(cache)
+
+    assert 900_000 < before < 1_048_576
+    assert cache.free_bytes() == 0
+    assert cached_models(cache.root, hub_cache()) == ()
+
+
+def test_what_the_owner_has_already_stays_the_owners(hub: Hub, cache: HostCache, tmp_path: Path) -> None:
     code = f"from huggingface_hub import snapshot_download; snapshot_download({NAME!r})"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

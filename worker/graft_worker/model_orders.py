@@ -9,16 +9,18 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from graft_scheduler.errors import GraftError
+from graft_scheduler.errors import GraftError, NotFound
 from graft_scheduler.holdings.board import Board
 from graft_scheduler.holdings.values import Action, HeldModel, Wish, WishState
 from graft_scheduler.memory import format_bytes
 from graft_worker.cache.host_cache import Entry
 from graft_worker.cache.items import Kind, model_item
 from graft_worker.cache.uses import Uses
+from graft_worker.cached_models import is_at_hand
 from graft_worker.hub_fetching import NoAccess, fetch_from_hub
 from graft_worker.preparation import Worker, fetch_from_store
 
@@ -68,11 +70,10 @@ class ModelOrders:
                 self._board.forget(host, wish)
 
     def _publish(self) -> None:
-        held = [
-            _held(entry)
-            for entry in self._worker.cache.entries()
-            if entry.item.kind is not Kind.DATA and (entry.item.kind is Kind.MODEL or entry.bytes > 0)
-        ]
+        root = self._worker.cache.root
+        models = [entry for entry in self._worker.cache.entries() if entry.item.kind is not Kind.DATA]
+        found = [_held(entry, root) for entry in models]
+        held = [one for one in found if one.is_whole or (one.is_ours and one.bytes > 0)]
         is_same = _gist(held) == _gist(self._published)
         if is_same and time.monotonic() - self._published_at < PUBLISH_SECONDS:
             return
@@ -133,7 +134,11 @@ class ModelOrders:
             uses.close()
 
     def _remove(self, wish: Wish) -> str:
-        return f"{format_bytes(self._worker.cache.remove(model_item(wish.model)))} freed"
+        """Have the model gone; another worker on the same folder may have been asked too."""
+        try:
+            return f"{format_bytes(self._worker.cache.remove(model_item(wish.model)))} freed"
+        except NotFound:
+            return "it was gone already"
 
     def is_wanted(self, wish: Wish) -> bool:
         """As the last heartbeat found it."""
@@ -168,7 +173,8 @@ class _Watch:
         self._orders.say(self._wish.model_copy(update=news))
 
 
-def _held(entry: Entry) -> HeldModel:
+def _held(entry: Entry, cache: Path) -> HeldModel:
+    item = entry.item
     return HeldModel(
         name=entry.item.name,
         source=entry.note.source,
@@ -176,6 +182,7 @@ def _held(entry: Entry) -> HeldModel:
         used_at=entry.used_at,
         is_ours=entry.is_ours,
         is_in_use=entry.is_in_use,
+        is_whole=item.kind is Kind.MODEL or is_at_hand(cache, item, entry.folder),
     )
 
 
