@@ -150,7 +150,7 @@ class Client(Reader):
 
         return Studies(self._redis, self.settings.redis_url)
 
-    @cached_property
+    @property
     def models(self) -> HostModels:
         """The models on the hosts of this Redis."""
         return HostModels(self._redis, self.settings.redis_url, self.hosts, self._host)

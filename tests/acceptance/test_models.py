@@ -82,28 +82,29 @@ def test_hosts_fetch_keep_and_remove_bases_as_they_are_asked(
     one = fleet.start_worker("one", variables=of_host(fleet, "one"))
     two = fleet.start_worker("two", variables=of_host(fleet, "two", "hf_accepted"))
     fleet.wait_for_hosts(2)
-    commit = hub.models[NAME].commit
+    client, commit = fleet.client(), hub.models[NAME].commit
+    models = client.models
 
     pulled = graft(fleet, "model", "pull", NAME, "--wait", "--timeout", "60", code=20)
-    stored = graft(fleet, "model", "pull", str(tiny_base), "--host", "two", "--wait")[0]["model"]
+    (stored,) = models.wait(models.pull(str(tiny_base), client.store, ["two"]), 60)
+    digest = stored.wish.model
 
     assert {one["host"]: one["state"] for one in pulled} == {"one": "failed", "two": "done"}
     assert "no access to org/gated" in pulled[0]["text"]
-    eventually(lambda: names(fleet)["two"] == {f"{NAME}@{commit}", stored}, what="two tells what it has")
+    eventually(lambda: names(fleet)["two"] == {f"{NAME}@{commit}", digest}, what="two tells what it has")
     assert names(fleet)["one"] == set()
-    graft(fleet, "model", "pin", stored[:20])
+    models.pin(digest[:20])
     eventually(lambda: (fleet.folder / "two" / "data" / "cache" / "pins").exists(), what="the pin arrives")
     queued = graft(fleet, "train", "-m", NAME, "-d", str(tiny_data), token="")
-    refused = graft(fleet, "model", "rm", stored[:20], "--yes", "--wait", code=20)
-    removed = graft(fleet, "model", "rm", NAME, "--host", "two", "--yes", "--wait")
-    assert "is pinned" in refused[0]["text"]
-    assert "freed" in removed[0]["text"]
+    (refused,) = models.wait(models.remove(digest[:20]), 60)
+    (removed,) = models.wait(models.remove(NAME, ["two"]), 60)
+    assert "is pinned" in refused.wish.text
+    assert "freed" in removed.wish.text
     assert not (fleet.folder / "two" / "hf" / "hub" / f"models--{NAME.replace('/', '--')}").exists()
-    eventually(lambda: names(fleet)["two"] == {stored}, what="two tells what it has")
+    eventually(lambda: names(fleet)["two"] == {digest}, what="two tells what it has")
     assert (queued["spec"]["model"]["revision"], queued["demands"]) == (commit, None)
     graft(fleet, "train", "-m", NAME, "-d", str(tiny_data), token="", code=4)
-    graft(fleet, "model", "rm", f"{NAME}@{commit}", "--yes", code=3)
-    happened = [(event["name"], event["action"]) for event in graft(fleet, "hosts", "events", "two")]
+    happened = [(event.name, event.data["action"]) for event in models.events("two")]
     assert happened == [
         ("asked", "pull"),
         ("pulled", "pull"),
