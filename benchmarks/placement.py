@@ -86,6 +86,10 @@ ARRIVAL_SECONDS = 0.5
 HEAD = 200
 """Jobs of a group that a decision is shown, as the leader reads them."""
 BASES = 8
+LEAST_DISK_BYTES = 40 * GIB
+"""What the fullest Mac has left for jobs; the emptiest has fifty times that."""
+REFUSED_SHARE = 0.1
+"""Of the Macs, those that may not fetch one of the bases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,7 @@ def make_requests() -> list[Request]:
             flops=None if seconds is None else seconds * MEDIUM_SPEED,
             model=f"base{number % BASES}",
             weight_bytes=least * GIB // 2,
+            disk_bytes=GIB,
         )
         for number, (least, most, _) in enumerate(SIZES)
         for seconds in (*LENGTHS, None)
@@ -217,7 +222,15 @@ def one_mac(number: int, gib: int, rng: random.Random) -> HostRoom:
         machine_committed_bytes=0,
         chip=rng.choice(list(CHIPS)),
         cached=frozenset(f"base{base}" for base in rng.sample(range(BASES), 3)),
+        free_disk_bytes=told_disk(int(LEAST_DISK_BYTES * 50 ** rng.random())),
+        no_access=frozenset({f"base{rng.randrange(BASES)}"} if rng.random() < REFUSED_SHARE else ()),
     )
+
+
+def told_disk(free: int) -> int:
+    """As workers tell it, in four significant bits."""
+    step = 1 << max(0, free.bit_length() - 4)
+    return free // step * step
 
 
 def make_jobs(rng: random.Random, requests: Sequence[Request], most: int) -> list[Job]:

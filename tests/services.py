@@ -174,6 +174,7 @@ class Fleet:
             "GRAFT_LEASE_SECONDS": str(self.lease_seconds),
             "GRAFT_CLAIM_SECONDS": str(self.claim_seconds),
             "GRAFT_HEARTBEAT_SECONDS": "0.5",
+            "GRAFT_MIN_FREE_DISK_BYTES": "1MB",
             **self.store,
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
@@ -198,8 +199,11 @@ class Fleet:
         eventually(lambda: listens(port), what="the gateway answers")
         return gateway
 
-    def start_worker(self, name: str = "one", *arguments: str) -> Service:
-        return self._start(f"worker-{name}", ["-m", "graft_worker", "worker", "--name", name, *arguments])
+    def start_worker(
+        self, name: str = "one", *arguments: str, variables: dict[str, str] | None = None
+    ) -> Service:
+        command = ["-m", "graft_worker", "worker", "--name", name, *arguments]
+        return self._start(f"worker-{name}", command, variables)
 
     def start_flower(self, port: int, password: str) -> Service:
         secrets = {"GRAFT_FLOWER_PORT": str(port), "GRAFT_FLOWER_PASSWORD": password}

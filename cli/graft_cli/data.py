@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graft_cli.amounts import age, size
+from graft_cli.asking import confirmed
 from graft_cli.data_options import (
     Allow,
     Column,
@@ -205,8 +206,8 @@ def rm(
     with connect(redis_url) as client:
         version = client.datasets.find(name)
         what = str(version) if "@" in name else f"all versions of {version.name}"
-        if not yes:
-            typer.confirm(f"forget {what}?", abort=True, err=True)
+        if not yes and not confirmed(f"Forget {what}?"):
+            raise typer.Exit
         count = client.datasets.remove(name)
     out.note(f"{count} version{'s' if count != 1 else ''} of {version.name} forgotten")
 

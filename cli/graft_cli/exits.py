@@ -41,7 +41,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.NEVER_FITS: "no registered host can ever run the job, queued or planned",
     ExitCode.CONFLICT: "the job, host or folder is not in a state that allows this",
     ExitCode.UNREACHABLE: "Redis or the store does not answer",
-    ExitCode.JOB_FAILED: "the job that was waited for failed",
+    ExitCode.JOB_FAILED: ("the job that was waited for failed, or what a host was asked to do with a model"),
     ExitCode.JOB_CANCELLED: "the job that was waited for was cancelled",
     ExitCode.JOB_OUT_OF_MEMORY: "the job that was waited for ran out of memory",
     ExitCode.JOB_LOST: "the job that was waited for lost its hosts too often",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List the hosts, or take one out of service.", rich_markup_mode=None)
 
 HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="The host's name or id.")]
+EVENT_PARTS = ("action", "model", "text")
 HEADER = ("NAME", "STATE", "DEVICE", "MEMORY", "SLOTS", "JOBS", "SEEN")
 
 
@@ -74,6 +75,21 @@ def forget(
     with connect(redis_url) as client:
         client.forget_host(host)
     out.note(f"{host} is forgotten; a worker that starts there registers again")
+
+
+@app.command()
+def events(host: HostArgument, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
+    """Say what became of a host's models: asked for, fetched, removed, failed."""
+    with connect(redis_url) as client:
+        found = client.models.events(host)
+    if as_json:
+        out.json([{"at": one.at, "name": one.name, **one.data} for one in found])
+        return
+    rows = [
+        (age(time.time() - one.at), one.name, *(str(one.data.get(part, "")) for part in EVENT_PARTS))
+        for one in found
+    ]
+    out.table(("AT", "EVENT", "ORDER", "MODEL", "DETAIL"), rows, shrink=(3, 4))
 
 
 def state_of(record: HostRecord) -> str:

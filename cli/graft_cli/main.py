@@ -22,6 +22,7 @@ from graft_cli import (
     hosts,
     installation,
     listing,
+    models,
     plan,
     processes,
     profile,
@@ -69,6 +70,7 @@ app.add_typer(study.app, name="study")
 app.command()(dashboard.dashboard)
 app.add_typer(data.app, name="data")
 app.add_typer(hosts.app, name="hosts")
+app.add_typer(models.app, name="model")
 app.command()(demo.demo)
 app.command()(up.up)
 app.command()(processes.worker)

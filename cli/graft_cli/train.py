@@ -14,6 +14,7 @@ from graft_cli.output import out
 from graft_cli.plan import tell_plan
 
 if TYPE_CHECKING:
+    from graft_scheduler.client import Client
     from graft_scheduler.jobs import TrainJob
     from graft_scheduler.messages import TrainResult
 
@@ -48,12 +49,20 @@ def train(
 def submit(job: TrainJob, redis_url: str | None, *, as_json: bool) -> None:
     """Queue the job and say how to see more of it."""
     with connect(redis_url) as client:
-        job_id = client.submit(job).id
+        job_id = submitted(client, job)
         if as_json:
             out.json(client.get(job_id).as_json())
         else:
             out.data(job_id)
     out.hint(f"`graft logs -f {job_id}` follows it, `graft why {job_id}` says what it waits for")
+
+
+def submitted(client: Client, job: TrainJob) -> str:
+    """Queue the job, and say what its submitter should know; its id."""
+    handle = client.submit(job)
+    for note in handle.notes:
+        out.warning(note)
+    return handle.id
 
 
 def submit_and_watch(
@@ -63,7 +72,7 @@ def submit_and_watch(
     from graft_cli.watching import watch_to_exit
 
     with connect(redis_url) as client:
-        job_id = client.submit(job).id
+        job_id = submitted(client, job)
         if not as_json:
             out.data(job_id)
         watch_to_exit(client, job_id, with_progress=with_progress, timeout=timeout, as_json=as_json)

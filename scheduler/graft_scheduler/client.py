@@ -17,7 +17,7 @@ from graft_scheduler.comparison import ComparisonHandle, Variant
 from graft_scheduler.comparison.finding import find_jobs, refuse_known
 from graft_scheduler.comparison.preparing import prepare_comparison
 from graft_scheduler.data.fleet import Datasets
-from graft_scheduler.errors import Conflict, JobFailed
+from graft_scheduler.errors import Conflict, JobFailed, NotAllowed
 from graft_scheduler.garbage import (
     GRACE_SECONDS,
     Collected,
@@ -25,6 +25,8 @@ from graft_scheduler.garbage import (
     find_garbage,
     remove_garbage,
 )
+from graft_scheduler.holdings.board import forget_holdings
+from graft_scheduler.holdings.handle import HostModels
 from graft_scheduler.job_log import read_log
 from graft_scheduler.job_plan import JobPlan, make_plan
 from graft_scheduler.jobs import CountJob, TrainJob, current_user
@@ -58,6 +60,8 @@ class JobHandle:
 
     client: Client
     id: JobId
+    notes: tuple[str, ...] = ()
+    """What the submitter should know."""
 
     def record(self) -> JobRecord:
         """The job as it is now."""
@@ -111,10 +115,20 @@ class Client(Reader):
 
         Raises:
             InvalidInput: says the field, file or line and what would be right; nothing was queued.
+            NotAllowed: the hub refuses the model to whoever submits, and no host has it.
         """
         self.ping()
         store = self.store()
-        return JobHandle(self, self._queue(submission.prepare(self._named(job), store), store.id))
+        job = self._named(job)
+        try:
+            return JobHandle(self, self._queue(submission.prepare(job, store), store.id))
+        except NotAllowed as error:
+            known = self._known_to_hosts(job)
+            if known is None:
+                raise
+            note = f"{error}; a host has it, so the job is queued, for a whole host: its size is not known"
+        prepared = submission.prepare(known, store, asks_hub=False)
+        return JobHandle(self, self._queue(prepared, store.id), (note,))
 
     def compare(
         self, job: TrainJob, variants: Sequence[str | Variant] = (), name: str | None = None
@@ -154,6 +168,11 @@ class Client(Reader):
     def datasets(self) -> Datasets:
         """The data sets that have names in this fleet."""
         return Datasets(self._redis, self.store, self._reached)
+
+    @property
+    def models(self) -> HostModels:
+        """The models on the hosts of this Redis."""
+        return HostModels(self._redis, self.settings.redis_url, self.hosts, self._host)
 
     def tune(
         self,
@@ -322,6 +341,7 @@ class Client(Reader):
         with self._reached():
             self._redis.zrem(keys.HOSTS, record.info.id)
             self._redis.delete(keys.host(record.info.id), keys.host_queue(record.info.id))
+            forget_holdings(self._redis, record.info.id)
             forget_snapshot(self._redis)
 
     @cached_property
@@ -359,6 +379,16 @@ class Client(Reader):
         if not isinstance(job, TrainJob):
             return job
         return job.model_copy(update={"data": self.datasets.named(job.data)})
+
+    def _known_to_hosts(self, job: TrainJob | CountJob) -> TrainJob | None:
+        """The job at the commit of its base that a host has, though the submitter may not have it."""
+        if not isinstance(job, TrainJob):
+            return None
+        cached = [name for host in self.hosts() if host.is_alive for name in host.info.cached]
+        commit = submission.held_commit(job.model, cached)
+        if commit is None:
+            return None
+        return job.model_copy(update={"model": job.model.model_copy(update={"revision": commit})})
 
     def _queue(self, prepared: Submission, store_id: str) -> JobId:
         job_id, job = JobId("".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH))), prepared.spec

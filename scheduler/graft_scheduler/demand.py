@@ -63,11 +63,25 @@ class Request(_Frozen):
     """The base by digest or `hub id@revision`, as hosts name what they have cached."""
     weight_bytes: int = 0
     """What a host without the base must fetch."""
+    disk_bytes: int = 0
+    """What any host must have room for: the data set and checkpoints, in powers of two."""
+
+    @property
+    def repository(self) -> str | None:
+        """The base's hub id; absent for one that is in the store."""
+        if self.model is None or self.model.startswith("sha256:"):
+            return None
+        return self.model.partition("@")[0]
 
 
 def coarse_demands(demands: Mapping[str, Demand]) -> dict[str, Demand]:
     """Estimates in round numbers; for sizes that a person named, leave them as they are."""
     return {backend: demand.coarse() for backend, demand in demands.items()}
+
+
+def coarse_disk(size: int) -> int:
+    """The next power of two, as few sizes as will do: what a job writes is only guessed."""
+    return 1 << (size - 1).bit_length() if size > 0 else 0
 
 
 def _coarse(size: int) -> int:

@@ -138,6 +138,8 @@ def _room(
         mlx=info.mlx,
         cached=frozenset(info.cached),
         available_bytes=_available(host, on_machine),
+        free_disk_bytes=info.free_disk_bytes,
+        no_access=frozenset(info.no_access),
         running=tuple(_running(one, seconds_left.get(one.job), now) for one in host.held),
     )
 

@@ -21,6 +21,20 @@ from graft_scheduler.basemodels import (
 from graft_scheduler.errors import InvalidInput, NotAllowed
 from graft_scheduler.tensors import Tensor
 
+HUB_PATTERNS = (
+    "*.json",
+    "model*.safetensors",
+    "*.py",
+    "tokenizer.model",
+    "*.tiktoken",
+    "tiktoken.model",
+    "*.txt",
+    "*.jsonl",
+    "*.jinja",
+    "README.md",
+    "LICENSE*",
+)
+"""The files of a repository that mlx-lm loads, and those that tell its licence; no others are fetched."""
 HUB_TIMEOUT_SECONDS = 5.0
 """A submit waits this long for a hub that does not answer, and goes on without it."""
 

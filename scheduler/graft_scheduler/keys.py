@@ -107,6 +107,26 @@ def host(host_id: HostId) -> str:
     return f"{PREFIX}host:{host_id}"
 
 
+def host_models(host_id: HostId) -> str:
+    """The models on a host's disk, as its worker last said, as JSON."""
+    return f"{PREFIX}host:{host_id}:models"
+
+
+def host_wishes(host_id: HostId) -> str:
+    """Hash: model → JSON of what the host was asked to do with it, and how that went."""
+    return f"{PREFIX}host:{host_id}:wishes"
+
+
+def host_pins(host_id: HostId) -> str:
+    """Set: models that the host never evicts."""
+    return f"{PREFIX}host:{host_id}:pins"
+
+
+def host_events(host_id: HostId) -> str:
+    """Capped stream of what became of the models of one host."""
+    return f"{PREFIX}host:{host_id}:events"
+
+
 def host_queue(host_id: HostId) -> str:
     """The Celery queue of one host (a name of Celery's, so not under our prefix)."""
     return f"graft.host.{host_id}"

@@ -12,6 +12,9 @@ from graft_scheduler.rooms import (
     HostRoom,
     Need,
     PendingJob,
+    has_access,
+    has_disk,
+    lacks_base,
     lesson_for,
     need_on,
     train_seconds,
@@ -58,7 +61,11 @@ class Kind:
 
     def lacks_base(self, stand: Stand) -> bool:
         """Whether the host would have to fetch the base."""
-        return self.request.model is not None and self.request.model not in stand.room.cached
+        return lacks_base(self.request, stand.room)
+
+    def can_fetch(self, stand: Stand) -> bool:
+        """Whether what the job needs on that host's disk is there, or may come and has the room."""
+        return has_disk(self.request, stand.room) and has_access(self.request, stand.room)
 
     def seconds(self, stand: Stand) -> float | None:
         """How long such a job will take there, where that can be told."""

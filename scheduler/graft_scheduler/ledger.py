@@ -67,7 +67,7 @@ class Ledger:
         if not self._is_open(stand) or kind.is_paused:
             return None
         look = kind.look(stand)
-        if not look.is_allowed:
+        if not look.is_allowed or not kind.can_fetch(stand):
             return None
         need = look.need
         if need.is_alone and (stand.machine.committed_bytes > 0 or stand.committed_bytes > 0):
@@ -155,14 +155,14 @@ class Ledger:
             stand.shelf = None
 
     def _fill_shelves(self) -> None:
-        shelves: dict[tuple[frozenset[str], tuple[int, ...]], Shelf] = {}
+        shelves: dict[tuple[object, ...], Shelf] = {}
         for stand in sorted(self.stands, key=lambda stand: stand.room.id):
             if not self._is_open(stand):
                 continue
             room = stand.room
             done = (stand.committed_bytes, stand.machine.committed_bytes, stand.used_slots)
             alike = (stand.make, stand.free_bytes, room.slots, room.missed_claims, *done)
-            key = (room.cached, alike)
+            key = (room.cached, room.free_disk_bytes, room.no_access, alike)
             shelf = shelves.get(key)
             if shelf is None:
                 shelf = shelves[key] = Shelf(stand.free_bytes, [])

@@ -327,7 +327,8 @@ class _Reservations:
         if stand is None or stand.machine.kept is not None or turn.group.kind in self._kinds:
             return
         look = turn.kind.look(stand)
-        if stand.takes_new_jobs and look.is_allowed and not turn.kind.is_paused:
+        can_start = look.is_allowed and turn.kind.can_fetch(stand)
+        if stand.takes_new_jobs and can_start and not turn.kind.is_paused:
             job = turn.next_job
             self._ledger.keep(Kept(job.id, job.priority, stand, look.need))
             self._kinds[turn.group.kind] = job.id
@@ -351,7 +352,9 @@ class _Reservations:
     def _possible(self, turn: _Turn, stand: Stand) -> Kept | None:
         job, held = turn.next_job, stand.machine.kept
         look = turn.kind.look(stand)
-        if not look.is_allowed or (held is not None and job.priority >= held.priority):
+        if not look.is_allowed or not turn.kind.can_fetch(stand):
+            return None
+        if held is not None and job.priority >= held.priority:
             return None
         kept = Kept(job.id, job.priority, stand, look.need)
         foresee(kept)

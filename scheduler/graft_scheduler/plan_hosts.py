@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graft_scheduler.demand import Demand, Request
+from graft_scheduler.demand import Demand, Request, coarse_disk
 from graft_scheduler.host_verdicts import Holder, HostView
 from graft_scheduler.lessons import LessonKey, Lessons, factor_of
 from graft_scheduler.memory import Backend
 from graft_scheduler.rooms import HostRoom, PendingJob
 from graft_scheduler.states import JobId
-from graft_scheduler.submission import Resolved
+from graft_scheduler.submission import Resolved, base_name, disk_bytes
 from graft_scheduler.waiting import explain_wait
 
 PLANNED = JobId("planned")
@@ -27,6 +27,9 @@ def host_views(
         needs_remote_code=resolved.spec.model.trust_remote_code,
         family="" if resolved.base is None else resolved.base.model_type,
         method=resolved.spec.method.value,
+        model=base_name(resolved.spec.model),
+        weight_bytes=0 if resolved.base is None else resolved.base.weight_bytes,
+        disk_bytes=coarse_disk(disk_bytes(resolved)),
     )
     return [_view(request, room, lessons) for room in rooms]
 

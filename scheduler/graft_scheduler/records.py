@@ -303,6 +303,10 @@ class HostInfo(Value):
     available_bytes: int | None = None
     """What other processes leave to jobs now, those that run included; never above the budget.
     Absent where that cannot be read."""
+    free_disk_bytes: int | None = None
+    """What jobs may still put on its disk, with what can be evicted for them. Absent: not known."""
+    no_access: tuple[str, ...] = ()
+    """Hub ids that the hub did not let this host fetch when it last tried."""
 
     @property
     def mlx(self) -> str:

@@ -77,6 +77,10 @@ class HostRoom:
     available_bytes: int | None = None
     """What other processes leave to new jobs, beyond all that is reserved. Absent: unknown."""
     running: tuple[Running, ...] = field(default=())
+    free_disk_bytes: int | None = None
+    """What jobs may still put on its disk. Absent: unknown."""
+    no_access: frozenset[str] = frozenset()
+    """Hub ids that it may not fetch."""
 
     @property
     def free_bytes(self) -> int:
@@ -133,6 +137,26 @@ class Need:
     most_bytes: int
     is_alone: bool
     """Only while nothing else runs on the machine: its size is unknown."""
+
+
+def lacks_base(request: Request, room: HostRoom) -> bool:
+    """Whether the host would have to fetch the base."""
+    return request.model is not None and request.model not in room.cached
+
+
+def disk_bytes(request: Request, room: HostRoom) -> int:
+    """What the job would put on the host's disk."""
+    return request.disk_bytes + (request.weight_bytes if lacks_base(request, room) else 0)
+
+
+def has_disk(request: Request, room: HostRoom) -> bool:
+    """Whether it has the disk for that, as far as is known."""
+    return room.free_disk_bytes is None or disk_bytes(request, room) <= room.free_disk_bytes
+
+
+def has_access(request: Request, room: HostRoom) -> bool:
+    """Whether the host has the base or may fetch it, as far as is known."""
+    return not room.no_access or request.repository not in room.no_access or not lacks_base(request, room)
 
 
 def lesson_for(request: Request, host: HostRoom, lessons: Lessons) -> Lesson | None:

@@ -54,6 +54,8 @@ class Settings:
     flower_user: str
     flower_password: str | None
     allow_remote_code: bool
+    model_cache_bytes: int | None
+    min_free_disk_bytes: int | None
 
     @property
     def own_store(self) -> Path:
@@ -203,6 +205,14 @@ OPTIONS: dict[str, Option] = {
         str, None, "password for Flower; a new one each time when absent", is_secret=True
     ),
     "allow_remote_code": Option(parse_bool, False, "let models run code of their own on this worker"),
+    "model_cache_bytes": Option(
+        parse_bytes, None, "models and data sets that this worker keeps on its disk; no limit when absent"
+    ),
+    "min_free_disk_bytes": Option(
+        parse_bytes,
+        None,
+        "disk that jobs leave free on this worker; when absent 10 GB, or 5% of a disk below 200 GB",
+    ),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,13 +14,13 @@ from graft_scheduler.data.jsonl import row_reader
 from graft_scheduler.data.opening import FILES, Source, inspect_source, open_source, training_files
 from graft_scheduler.data.sources import Split
 from graft_scheduler.data.splitting import split
-from graft_scheduler.demand import Demand, Request, coarse_demands
+from graft_scheduler.demand import Demand, Request, coarse_demands, coarse_disk
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.hub import fetch_hub_config
 from graft_scheduler.hyperparameters import Method
 from graft_scheduler.jobs import CountJob, DataFormat, DataRef, ModelRef, TrainJob
 from graft_scheduler.lengths import BYTES_PER_TOKEN, Lengths, auto_batch_rows, of_rows
-from graft_scheduler.memory import Backend
+from graft_scheduler.memory import Backend, trained_bytes
 from graft_scheduler.planning import Question, fastest_cut, smallest_cut
 from graft_scheduler.store import Store
 from graft_scheduler.time_estimate import flops
@@ -29,6 +29,8 @@ from graft_scheduler.token_counts import TEMPLATE_TOKENS, RowFile, TokenCounts, 
 DORA_BITS = (2, 4, 8)
 """Quantised bases whose DoRA adapters stock mlx-lm can load: it takes 32 to be a multiple of the bits."""
 CHATS = (DataFormat.CHAT, DataFormat.SHAREGPT)
+CHECKPOINTS = 3
+"""Times what is trained that checkpoints, with their optimizer's state, take on a host's disk: a guess."""
 MOST_COUNTED_BYTES = 256 << 20
 """Data sets that are larger are not read a second time to count tokens."""
 
@@ -47,6 +49,8 @@ class Submission:
     """Of the base, where it is known."""
     flops: float | None = None
     """Of the whole training, where the base is known."""
+    disk_bytes: int = 0
+    """Of its data set and checkpoints, as far as they are known."""
 
     def request(self, store_id: str) -> Request:
         """What placement must know of it. Estimates are made coarse, so that jobs of nearly one size
@@ -66,6 +70,7 @@ class Submission:
             flops=None if self.flops is None else float(f"{self.flops:.1e}"),
             model=base_name(spec.model),
             weight_bytes=self.weight_bytes,
+            disk_bytes=coarse_disk(self.disk_bytes),
         )
 
 
@@ -81,6 +86,8 @@ class Resolved:
     likely_lengths: Lengths
     """The same as they probably are: for time."""
     valid_rows: int
+    data_bytes: int = 0
+    """Of the data set's files."""
     opened: tuple[Source, Inspection] | None = None
     """The rows, and what was found in them; absent where they were looked at before."""
 
@@ -101,21 +108,30 @@ def submission_of(resolved: Resolved) -> Submission:
     """The job, its size estimated."""
     spec, base = resolved.spec, resolved.base
     if base is None:
-        return Submission(spec, _estimate(resolved))
+        return Submission(spec, _estimate(resolved), disk_bytes=disk_bytes(resolved))
     work = flops(spec, base, resolved.likely_lengths, resolved.valid_rows)
-    return Submission(spec, _estimate(resolved), base.model_type, base.weight_bytes, work)
+    disk = disk_bytes(resolved)
+    return Submission(spec, _estimate(resolved), base.model_type, base.weight_bytes, work, disk)
 
 
-def resolve(job: TrainJob, store: Store | None = None) -> Resolved:
+def disk_bytes(resolved: Resolved) -> int:
+    """What the job puts on any host's disk: its data set and, where the base is known, checkpoints."""
+    base = resolved.base
+    learned = 0 if base is None else trained_bytes(base, resolved.spec)
+    return resolved.data_bytes + CHECKPOINTS * learned
+
+
+def resolve(job: TrainJob, store: Store | None = None, *, asks_hub: bool = True) -> Resolved:
     """The job with its defaults written out, the batch size `auto` among them; nothing is stored.
 
-    A data set that the job names by digest is brought here from `store`.
+    A data set that the job names by digest is brought here from `store`. Without asking the hub nothing is
+    known of a base that it has.
 
     Raises:
         InvalidInput: the model or the data can never work; says which file, line or field.
         NotAllowed: the hub refuses the model.
     """
-    model, base = _locate(job.model)
+    model, base = _locate(job.model, asks_hub=asks_hub)
     source = _open_data(job, store)
     found = inspect_source(source).require()
     data = source.located.model_copy(update={"format": found.format})
@@ -134,36 +150,48 @@ def resolve(job: TrainJob, store: Store | None = None) -> Resolved:
         written_out["batch_size"] = auto_batch_rows(rows.file_bytes, job.method, job.max_length)
     spec = job.model_copy(update=written_out)
     most, likely = rows.most(job.max_length), rows.likely(job.max_length)
-    return Resolved(spec, base, most, likely, rows.valid_rows, (source, found))
+    data_bytes = sum(sum(facts.sizes) for facts in found.splits.values())
+    return Resolved(spec, base, most, likely, rows.valid_rows, data_bytes, (source, found))
 
 
-def prepare(job: TrainJob | CountJob, store: Store) -> Submission:
+def prepare(job: TrainJob | CountJob, store: Store, *, asks_hub: bool = True) -> Submission:
     """As `check`; and the model folder and the data set are in the store, named by digest."""
     if isinstance(job, CountJob):
         return check(job)
-    return submission_of(prepare_resolved(job, store))
+    return submission_of(prepare_resolved(job, store, asks_hub=asks_hub))
 
 
-def prepare_resolved(job: TrainJob, store: Store) -> Resolved:
+def prepare_resolved(job: TrainJob, store: Store, *, asks_hub: bool = True) -> Resolved:
     """As `resolve`; and the model folder and the data set are in the store, named by digest."""
-    resolved = resolve(job, store)
+    resolved = resolve(job, store, asks_hub=asks_hub)
     spec = resolved.spec
     stored = {"model": _store_model(spec.model, store), "data": _store_data(resolved, store)}
     return replace(resolved, spec=spec.model_copy(update=stored))
 
 
 def base_name(model: ModelRef) -> str:
-    """How hosts name a base that they have cached: its digest, or hub id and revision."""
-    return model.digest or f"{model.source}@{model.revision or 'main'}"
+    """How hosts name a base that they have cached: its digest, or hub id and revision; the hub id alone
+    means the newest.
+    """
+    return model.digest or (f"{model.source}@{model.revision}" if model.revision else model.source)
 
 
-def _locate(model: ModelRef) -> tuple[ModelRef, BaseModel | None]:
+def held_commit(model: ModelRef, cached: Iterable[str]) -> str | None:
+    """The commit at which hosts have the model, by the names of what they have; nothing where none has it,
+    or they have several that may be meant.
+    """
+    wanted = f"{model.source}@{model.revision or ''}"
+    commits = {name.rpartition("@")[2] for name in cached if name.startswith(wanted)}
+    return commits.pop() if len(commits) == 1 else None
+
+
+def _locate(model: ModelRef, *, asks_hub: bool) -> tuple[ModelRef, BaseModel | None]:
     """The model as any host will find it, and what is known of it."""
     folder = local_folder(model.source)
     if folder is not None:
         absolute = folder.absolute()
         return model.model_copy(update={"source": str(absolute)}), read_base_model(absolute)
-    found = fetch_hub_config(model.source, model.revision)
+    found = fetch_hub_config(model.source, model.revision) if asks_hub else None
     if found is None:
         return model, None
     return model.model_copy(update={"revision": found.commit}), found.base

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from graft_scheduler.demand import Request
 from graft_scheduler.foresight import foresee
 from graft_scheduler.kinds import Kind
 from graft_scheduler.ledger import Ledger
 from graft_scheduler.lessons import Lessons
 from graft_scheduler.memory import format_bytes
 from graft_scheduler.placement import NOTHING_LEARNED
-from graft_scheduler.rooms import HostRoom, Need, PendingJob, Reservation
+from graft_scheduler.rooms import (
+    HostRoom,
+    Need,
+    PendingJob,
+    Reservation,
+    disk_bytes,
+    has_access,
+    has_disk,
+)
 from graft_scheduler.stands import Kept, Stand
 from graft_scheduler.states import JobId
 
@@ -76,7 +85,7 @@ def _reason(job: PendingJob, kind: Kind, stand: Stand, ledger: Ledger, told: _To
     need = kind.look(stand).need
     if (never := _never(kind, room, need)) is not None:
         return HostReason(room.name, never, fits_ever=False)
-    if (later := _not_now(job, room)) is not None:
+    if (later := _not_now(job, room) or _cannot_fetch(job.request, room)) is not None:
         return HostReason(room.name, later, fits_ever=True)
     if ledger.offer(kind, job.id, job.priority, stand) is not None:
         return HostReason(room.name, "free: it will be placed here", fits_ever=True, is_free=True)
@@ -114,6 +123,19 @@ def _not_now(job: PendingJob, host: HostRoom) -> str | None:
         return f"it took none of its last {host.missed_claims} jobs; tried again in {host.rest_seconds:.0f} s"
     if job.pause_seconds > 0:
         return f"the job failed to fetch what it needs; it is placed again in {job.pause_seconds:.0f} s"
+    return None
+
+
+def _cannot_fetch(request: Request, host: HostRoom) -> str | None:
+    """What keeps the base, the data or checkpoints from the host's disk."""
+    if not has_access(request, host):
+        return (
+            f"has no access to {request.repository}: accept its terms and set HF_TOKEN on that host, or "
+            "`graft model pull` it there"
+        )
+    if not has_disk(request, host):
+        needed, free = disk_bytes(request, host), host.free_disk_bytes or 0
+        return f"needs {format_bytes(needed)} of disk, this host has {format_bytes(free)} free"
     return None
 
 

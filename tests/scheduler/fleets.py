@@ -79,6 +79,8 @@ def hosts(draw: st.DrawFn) -> list[HostRoom]:
             missed_claims=draw(st.sampled_from([0, 0, 0, 1])),
             cached=frozenset(draw(st.sets(st.sampled_from("xy")))),
             available_bytes=draw(st.none() | st.integers(0, 16).map(lambda gib: gib * GIB)),
+            free_disk_bytes=draw(st.none() | st.integers(0, 4).map(lambda gib: gib * GIB)),
+            no_access=frozenset(draw(st.sets(st.sampled_from("xyz"), max_size=1))),
         )
         before = sum(one.committed_bytes for one in found if one.machine_id == plain.machine_id)
         running, left = [], min(plain.budget_bytes, plain.machine_bytes - before)
@@ -103,6 +105,8 @@ def queues(draw: st.DrawFn) -> list[PendingJob]:
             least,
             None if least is None else least + draw(st.sampled_from([0, 0, 3])),
             model=draw(st.none() | st.sampled_from("xy")),
+            weight_bytes=draw(st.sampled_from([0, 2 * GIB])),
+            disk_bytes=draw(st.sampled_from([0, GIB])),
             flops=draw(st.none() | st.just(1e12)),
             family="f",
             method="lora",

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from graft_scheduler.demand import Demand, Request
+from graft_scheduler.demand import Demand, Request, coarse_disk
 from graft_scheduler.jobs import CountJob, Limits, TrainJob
-from graft_scheduler.submission import Submission
+from graft_scheduler.memory import trained_bytes
+from graft_scheduler.submission import Submission, disk_bytes
+from tests.scheduler.plans import GIB, SMALL, resolved
 
 JOB = TrainJob.model_validate({"model": {"source": "org/base", "revision": "abc"}, "data": "rows.jsonl"})
 
@@ -57,3 +59,14 @@ def test_a_size_that_a_person_named_is_asked_for_to_the_byte() -> None:
 
 def test_a_request_of_a_newer_version_is_read_for_what_is_known_of_it() -> None:
     assert Request.model_validate_json('{"store_id": "s", "colour": "blue"}') == Request(store_id="s")
+
+
+def test_what_a_job_puts_on_a_disk_is_its_data_and_three_times_what_it_trains() -> None:
+    alone = replace(resolved(adapter={"rank": 8}), data_bytes=0)
+    learned = trained_bytes(SMALL, alone.spec)
+
+    assert disk_bytes(alone) == 3 * learned
+    assert disk_bytes(replace(alone, data_bytes=GIB)) == GIB + 3 * learned
+    assert disk_bytes(resolved(method="full")) == 3 * 4 * SMALL.parameters
+    assert disk_bytes(resolved(model=None)) == 0
+    assert [coarse_disk(size) for size in (0, 1, 1000, 1024, 1025)] == [0, 1, 1024, 1024, 2048]

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from graft_scheduler.host_verdicts import Fit, Holder, verdict_of
 from graft_scheduler.job_plan import longest_rows_at_once, make_plan
+from graft_scheduler.jobs import ModelRef
 from graft_scheduler.memory import Backend
+from graft_scheduler.plan_hosts import host_views
 from graft_scheduler.planning import Question, StepCut, smallest_cut
 from graft_scheduler.states import JobId
+from tests.scheduler.fleets import room
 from tests.scheduler.plans import GIB, LENGTHS, host, resolved
 
 BUSY = Holder(JobId("a1b2c3d4"), 50 * GIB, seconds_left=720.0)
@@ -45,6 +48,25 @@ def test_a_tight_host_takes_it_now_with_a_smaller_cut() -> None:
     assert verdict.cut is not None
     assert verdict.cut.peak_bytes <= tight.free_bytes
     assert verdict.cut.cut.micro_batch_tokens < 8 * 2016
+
+
+def test_a_host_without_the_disk_or_the_access_is_not_planned_on() -> None:
+    asks = resolved()
+    spec = asks.spec.model_copy(update={"model": ModelRef(source="org/base")})
+    asks = replace(asks, spec=spec)
+    rooms = [
+        room("full", 64, free_disk_bytes=2 * GIB),
+        room("refused", 64, no_access=frozenset({"org/base"})),
+        room("roomy", 64, free_disk_bytes=16 * GIB),
+    ]
+
+    plan = make_plan(asks, host_views(asks, "store", rooms, {}))
+
+    answers = {one.host.name: (one.fit, one.reason) for one in plan.hosts}
+    assert answers["roomy"] == (Fit.NOW, "now")
+    assert answers["full"] == (Fit.LATER, "needs 2.4 GB of disk, this host has 2 GB free")
+    assert answers["refused"][0] is Fit.LATER
+    assert answers["refused"][1].startswith("has no access to org/base")
 
 
 def test_a_busy_host_names_the_job_that_it_waits_for() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from graft_scheduler.placement import place
 from graft_scheduler.rooms import Reservation
 from graft_scheduler.states import HostId, JobId
@@ -120,3 +122,39 @@ def test_times_are_told_no_finer_than_they_are_known() -> None:
         "3 h",
         "2 days",
     ]
+
+
+def test_a_host_without_the_disk_or_the_access_is_passed_over_and_says_so() -> None:
+    asks = request(1, model="org/base@abc", weight_bytes=15 * GIB, disk_bytes=GIB)
+    has_it = room(cached=frozenset({"org/base@abc"}), no_access=frozenset({"org/base"}))
+    rooms = [
+        room("full", free_disk_bytes=3 * GIB),
+        room("refused", no_access=frozenset({"org/base"})),
+        replace(has_it, id=HostId("crammed"), name="crammed", machine_id="c", free_disk_bytes=0),
+        replace(has_it, id=HostId("has-it"), name="has-it", machine_id="h", free_disk_bytes=GIB),
+        room("roomy", free_disk_bytes=16 * GIB),
+    ]
+    reasons = {one.host_name: one for one in explain_wait(job(asks=asks), rooms)}
+
+    assert {name for name, one in reasons.items() if one.is_free} == {"has-it", "roomy"}
+    assert all(one.fits_ever and not one.is_full for one in reasons.values())
+    assert reasons["full"].reason == "needs 16 GB of disk, this host has 3 GB free"
+    assert reasons["crammed"].reason == "needs 1 GB of disk, this host has 0 B free"
+    assert reasons["refused"].reason.startswith(
+        "has no access to org/base: accept its terms and set HF_TOKEN on that host"
+    )
+
+
+def test_no_room_is_kept_on_a_host_that_could_not_fetch_the_base() -> None:
+    asks = request(8, model="org/base@abc", weight_bytes=15 * GIB)
+    rooms = [
+        busy(room("refused", no_access=frozenset({"org/base"})), runs("soon", 8, 1)),
+        busy(room("full", free_disk_bytes=GIB), runs("later", 8, 2)),
+        busy(room("able"), runs("last", 8, 100)),
+    ]
+
+    decision = place([job("big", asks=asks)], rooms)
+
+    assert [one.host for one in decision.reservations] == ["able"]
+    decision = place([job("big", asks=asks, reserved_on=HostId("full"))], rooms[:2])
+    assert decision.reservations == []

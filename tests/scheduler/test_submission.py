@@ -10,9 +10,9 @@ import pytest
 
 from graft_scheduler.data.rows import Row
 from graft_scheduler.errors import InvalidInput
-from graft_scheduler.jobs import DataFormat, TrainJob
+from graft_scheduler.jobs import DataFormat, ModelRef, TrainJob
 from graft_scheduler.rendering import encode, open_tokenizer
-from graft_scheduler.submission import Resolved, check, resolve
+from graft_scheduler.submission import Resolved, check, held_commit, resolve
 from graft_scheduler.token_counts import TEMPLATE_TOKENS, RowFile, TokenCounts, count_tokens
 from tests.scheduler.rendering.families import FAMILIES, write
 
@@ -168,3 +168,18 @@ def test_rows_that_are_held_out_are_not_trained_on(tmp_path: Path) -> None:
     found = resolved(tmp_path, [100] * 100)
 
     assert (found.lengths.rows, found.valid_rows) == (90, 10)
+
+
+@pytest.mark.parametrize(
+    ("revision", "cached", "commit"),
+    [
+        (None, ["org/a", "org/a@111", "org/ab@222"], "111"),
+        (None, ["org/a@111", "org/a@222"], None),
+        ("22", ["org/a@111", "org/a@222"], "222"),
+        (None, ["org/b@111", "sha256:abc"], None),
+    ],
+)
+def test_a_base_that_its_submitter_may_not_have_is_taken_at_the_one_commit_that_hosts_have(
+    revision: str | None, cached: list[str], commit: str | None
+) -> None:
+    assert held_commit(ModelRef(source="org/a", revision=revision), cached) == commit

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.memory import Backend
 from graft_scheduler.settings import Settings, load_settings
+from graft_scheduler.states import HostId
 from graft_worker import live_host
-from graft_worker.host import budget_bytes, describe, machine_bytes, open_folder
+from graft_worker.access import Access
+from graft_worker.cache.host_cache import HostCache
+from graft_worker.host import HostFolder, budget_bytes, describe, machine_bytes, open_folder
 from graft_worker.live_host import PROBE_AGAIN_SECONDS, STEP_BYTES, LiveDevice, LiveHost, available_bytes
 from graft_worker.pressure import Cgroup, Pressure
 from graft_worker.probe import Device, machine_memory_bytes, parse_processor
@@ -30,6 +33,10 @@ CPUINFO = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R)  Processor\nstepping\t
 
 def settings(**flags: str) -> Settings:
     return load_settings(flags)
+
+
+def kept(folder: HostFolder, chosen: Settings) -> tuple[HostCache, Access]:
+    return HostCache(folder.cache, chosen, HostId("one")), Access()
 
 
 class Clock:
@@ -147,7 +154,7 @@ def test_a_heartbeat_tells_the_machine_as_it_is_now(tmp_path: Path, monkeypatch:
     folder = open_folder(chosen)
     with folder.lock:
         before = describe(folder, chosen, device, "store")
-        host = LiveHost(chosen, folder, LiveDevice(device))
+        host = LiveHost(chosen, folder, LiveDevice(device), *kept(folder, chosen))
         first = host.now(before)
         (folder.cache / "models" / ("ab" * 32)).mkdir(parents=True)
         monkeypatch.setattr(live_host, "machine_memory_bytes", lambda: memory // 2)
@@ -173,4 +180,4 @@ def test_a_machine_that_cannot_be_read_is_told_as_it_was(
         before = describe(folder, chosen, PLAIN, "store")
         monkeypatch.setattr(live_host, "runners_bytes", fail)
 
-        assert LiveHost(chosen, folder, LiveDevice(PLAIN)).now(before) is before
+        assert LiveHost(chosen, folder, LiveDevice(PLAIN), *kept(folder, chosen)).now(before) is before

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from graft_scheduler.channel import sleepless_clock
+from graft_scheduler.channel import Channel, sleepless_clock
 from graft_scheduler.jobs import CountJob
 from graft_scheduler.messages import (
     Checkpoint,
@@ -27,7 +29,9 @@ from graft_scheduler.messages import (
 )
 from graft_scheduler.runner_process import EXIT_DEADLINE, RunnerProcess
 from graft_scheduler.states import FailureClass, JobId, StopReason, Token
-from graft_worker.runner import DONE_MARKER
+from graft_worker.link import Link
+from graft_worker.runner import DONE_MARKER, Handler, Handlers, JobLink
+from graft_worker.runner import run as run_job
 from tests.services import eventually, has_left
 
 pytestmark = pytest.mark.processes
@@ -116,6 +120,28 @@ def test_a_failure_is_said_with_its_class(tmp_path: Path) -> None:
 
     assert isinstance(heard[-1], Failed)
     assert heard[-1].failure is FailureClass.INTERNAL
+
+
+@pytest.mark.parametrize(
+    ("number", "failure"), [(errno.ENOSPC, "store"), (errno.EDQUOT, "store"), (errno.EIO, "host")]
+)
+def test_a_full_disk_is_the_stores_failure_and_a_broken_one_the_hosts(
+    tmp_path: Path, number: int, failure: str
+) -> None:
+    def write(order: Start, link: Link) -> Done:
+        raise OSError(number, os.strerror(number))
+
+    class Writing(Handlers):
+        def choose(self, order: Start) -> Handler:
+            return write
+
+    order = start(tmp_path)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        said = run_job(order, JobLink(order, Channel(ours)), Writing())
+
+    assert isinstance(said, Failed)
+    assert said.failure == failure
 
 
 def test_a_checkpoint_that_cannot_be_read_is_the_stores_fault(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from graft_scheduler.runner_process import RunnerProcess
+from graft_worker.cache.uses import Uses
 from graft_worker.pressure import Pressure
 from graft_worker.runners import MAX_JOBS, Engaged, Room, Runners
 
@@ -44,7 +45,7 @@ def take(runners: Runners, name: str | None, job_bytes: int | None = GIB) -> Eng
 def used(runners: Runners, name: str | None, job_bytes: int | None = GIB) -> Engaged:
     """A runner that has done a job."""
     engaged = take(runners, name, job_bytes)
-    runners.keep(engaged)
+    runners.keep(engaged, Uses())
     return engaged
 
 
@@ -82,8 +83,8 @@ def test_a_runner_without_a_name_is_not_kept() -> None:
 def test_as_many_wait_as_there_are_slots_and_room() -> None:
     runners = pool(slots=2)
     one, other = take(runners, "a"), take(runners, "b")
-    runners.keep(one)
-    runners.keep(other)
+    runners.keep(one, Uses())
+    runners.keep(other, Uses())
 
     third = take(runners, "b")
 
@@ -130,7 +131,7 @@ def test_a_worker_that_leaves_takes_its_runners_with_it() -> None:
     busy, waiting = take(runners, "a"), used(runners, "b")
 
     runners.close()
-    runners.keep(busy)
+    runners.keep(busy, Uses())
 
     assert not waiting.process.is_alive
     assert not busy.process.is_alive

@@ -100,6 +100,10 @@ class Bench:
         self.worker.store.get_folder(record.adapter, folder)
         return dict(load_file(folder / "adapters.safetensors"))
 
+    def in_use(self) -> set[str]:
+        """What may not be removed from the disk."""
+        return {entry.item.name for entry in self.worker.cache.entries() if entry.is_in_use}
+
 
 @pytest.fixture
 def bench(worker: Worker, redis: Redis, tmp_path: Path) -> Bench:
@@ -147,11 +151,13 @@ def test_trials_of_one_base_take_turns_in_one_runner(
     assert bench.log(other).count("trainable parameters") == 1
     assert bench.log(alone).count("trainable parameters") == 1
 
+    assert bench.in_use() == {bench.job().model.digest, bench.job().data.digest}
     runner = psutil.Process(pid)
     bench.run("elsewhere", bench.job(max_length=32))
     assert has_left(runner)
     assert bench.runner("elsewhere")[1] is False
     bench.worker.runners.close()
+    assert bench.in_use() == set()
     last = bench.runner("elsewhere")[0]
     eventually(lambda: not psutil.pid_exists(last) or has_left(psutil.Process(last)), 2)
 

@@ -24,13 +24,17 @@ from graft_scheduler.rooms import HostRoom
 from graft_scheduler.runner_process import EXIT_DEADLINE, RunnerProcess
 from graft_scheduler.states import FailureClass, JobState, StopReason
 from graft_scheduler.transitions import MISSED_BEATS, Ending, ending_after, ending_out_of_memory
+from graft_worker.cache.disk import is_disk_full
+from graft_worker.cache.uses import Uses
 from graft_worker.exits import cause_of_death
+from graft_worker.hub_fetching import NoAccess
 from graft_worker.lease import LeaseKeeper
+from graft_worker.link import JobError
 from graft_worker.lost_logs import LOG_FILE, lost_logs
 from graft_worker.memory_judge import Budget
 from graft_worker.memory_watch import MemoryWatch, Orders
 from graft_worker.out_of_memory import decide
-from graft_worker.preparation import CHECKPOINTS, Worker, prepare
+from graft_worker.preparation import CHECKPOINTS, Needs, Stopped, Worker, prepare
 from graft_worker.relay import Relay
 from graft_worker.residency import runner_name
 from graft_worker.runner import DONE_MARKER, is_kept
@@ -66,6 +70,7 @@ class Attempt:
         self._dir = worker.folder.attempt_dir(record.id, record.token)
         self._log_path = self._dir / LOG_FILE
         self._relay = Relay(worker.quick, hold, record, self._log_path)
+        self._needs = Needs(self._relay, keeper)
         self._watch: MemoryWatch | None = None
         self._uploads = Uploader(worker.store.put_folder, self._dir / UPLOADING)
         self._is_heard = False
@@ -77,6 +82,7 @@ class Attempt:
             return self._with_memory(self._work())
         finally:
             self._uploads.close()
+            self._needs.uses.close()
 
     def _work(self) -> Ending:
         try:
@@ -87,7 +93,7 @@ class Attempt:
             self._relay.log(f"attempt {self._record.token} on {self._worker.info.name}")
             for log in lost_logs(self._worker, self._record):
                 self._relay.note_log(log)
-            start = prepare(self._worker, self._record, self._relay, self._keeper.deadline)
+            start = prepare(self._worker, self._record, self._relay, self._keeper.deadline, self._needs)
             if self._keeper.stop_reason is not None:
                 return self._stopped(self._keeper.stop_reason)
             last_word, exit_code = self._drive(start)
@@ -95,9 +101,17 @@ class Attempt:
             return self._explain(last_word, exit_code)
         except Fenced:
             raise
+        except Stopped:
+            return self._stopped(self._keeper.stop_reason or StopReason.YIELD)
+        except NoAccess as error:
+            return self._refused(error.repository)
+        except JobError as error:
+            return self._failed(error.failure, error.text)
         except (StoreError, Unreachable, NotAllowed) as error:
             return self._failed(FailureClass.STORE, str(error))
         except OSError as error:
+            if is_disk_full(error):
+                return self._failed(FailureClass.STORE, f"the host's disk is full: {error}")
             return self._failed(FailureClass.HOST, f"the host's disk or system failed: {error}")
         except Exception as error:  # an attempt must not end without an outcome
             logger.exception("job %s: the supervisor failed", self._record.id)
@@ -193,7 +207,8 @@ class Attempt:
         watch = self._watch
         is_calm = watch is not None and not watch.is_shrunk and watch.stop_text is None
         if is_calm and last_word is not None and is_kept(start, last_word):
-            self._worker.runners.keep(engaged)
+            self._worker.runners.keep(engaged, self._needs.uses)
+            self._needs.uses = Uses()  # what the runner has loaded stays for as long as it waits
             return 0
         return self._worker.runners.end(engaged)
 
@@ -307,9 +322,28 @@ class Attempt:
             return Ending(JobState.PAUSED, "paused", result=result, log=self._store_log())
         return Ending(JobState.QUEUED, "yielded", {"host": self._worker.info.name}, log=self._store_log())
 
+    def _refused(self, repository: str) -> Ending:
+        """The hub does not let this host have the model: another host may, and this one is not asked again
+        for a while.
+        """
+        self._worker.access.note_refused(repository)
+        self._tell_host()
+        self._relay.log(f"{self._worker.info.name} has no access to {repository}; the job goes elsewhere")
+        data = {"host": self._worker.info.name, "model": repository}
+        return Ending(JobState.QUEUED, "no access", data, log=self._store_log())
+
+    def _tell_host(self) -> None:
+        """Before the job is queued again: it must not be placed here once more."""
+        try:
+            self._worker.tell()
+        except RedisError as error:
+            logger.warning("job %s: the fleet is not told of this host's state: %s", self._record.id, error)
+
     def _failed(self, failure: FailureClass, text: str, *, blames_host: bool = False) -> Ending:
         if failure is FailureClass.MEMORY:
             return self._out_of_memory(text)
+        if failure is FailureClass.STORE:
+            self._tell_host()
         why = self._failure(failure, text)
         return ending_after(why, self._record, self._store_log(), blames_host=blames_host)
 

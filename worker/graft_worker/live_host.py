@@ -16,6 +16,9 @@ from dataclasses import replace
 from graft_scheduler.memory import Backend
 from graft_scheduler.records import HostInfo
 from graft_scheduler.settings import Settings
+from graft_worker.access import Access
+from graft_worker.cache.disk import told_disk
+from graft_worker.cache.host_cache import HostCache
 from graft_worker.cached_models import cached_models, hub_cache
 from graft_worker.footprint import runners_bytes
 from graft_worker.host import HostFolder, budget_bytes, machine_bytes
@@ -80,8 +83,11 @@ class LiveDevice:
 class LiveHost:
     """What the worker tells of itself at each heartbeat."""
 
-    def __init__(self, settings: Settings, folder: HostFolder, device: LiveDevice) -> None:
+    def __init__(
+        self, settings: Settings, folder: HostFolder, device: LiveDevice, cache: HostCache, access: Access
+    ) -> None:
         self._settings, self._folder, self._device = settings, folder, device
+        self._cache, self._access = cache, access
 
     def now(self, before: HostInfo) -> HostInfo:
         """The host; what cannot be read is as it was `before`."""
@@ -101,6 +107,8 @@ class LiveHost:
                 "machine_bytes": machine_bytes(self._settings, device),
                 "available_bytes": available_bytes(device, budget, read_pressure(os.getpid()), held),
                 "cached": cached_models(self._folder.cache, hub_cache()),
+                "free_disk_bytes": told_disk(self._cache.free_bytes()),
+                "no_access": self._access.refused(),
             }
         )
 

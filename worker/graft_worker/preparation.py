@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from graft_scheduler.errors import GraftError
-from graft_scheduler.jobs import TrainJob
+from graft_scheduler.basemodels import looks_like_path
+from graft_scheduler.errors import GraftError, InvalidInput
+from graft_scheduler.jobs import ModelRef, TrainJob
 from graft_scheduler.lessons import LessonKey, demand_factor, read_lesson
+from graft_scheduler.memory import format_bytes
 from graft_scheduler.messages import Start
 from graft_scheduler.records import HostInfo, JobRecord, ResumePoint
 from graft_scheduler.settings import Settings
-from graft_scheduler.states import Digest
+from graft_scheduler.states import Digest, FailureClass
 from graft_scheduler.store import Store
 from graft_scheduler.transitions import Transitions
+from graft_worker.access import Access
+from graft_worker.cache.disk import told_disk
+from graft_worker.cache.host_cache import HostCache
+from graft_worker.cache.items import Item, data_item, model_item
+from graft_worker.cache.notes import Note
+from graft_worker.cache.uses import Uses
 from graft_worker.host import HostFolder
+from graft_worker.hub_fetching import fetch_from_hub
+from graft_worker.lease import LeaseKeeper
+from graft_worker.link import JobError
 from graft_worker.relay import Relay
 from graft_worker.residency import runner_name
 from graft_worker.runners import Runners
@@ -27,6 +39,34 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """A folder of the attempt's, the runner's to write."""
+LOG_SECONDS = 15.0
+"""Between two lines of a job's log that tell how far a fetch is."""
+
+
+class Stopped(Exception):
+    """The attempt is to stop before its runner has begun."""
+
+
+class Needs:
+    """What an attempt keeps from being removed, and whether it still wants what it waits for."""
+
+    def __init__(self, relay: Relay, keeper: LeaseKeeper) -> None:
+        self.uses = Uses()
+        self._relay, self._keeper = relay, keeper
+        self._told_at = float("-inf")
+
+    def check(self) -> None:
+        """Raises `Stopped` or `Fenced` when a fetch is not waited for any more."""
+        self._keeper.check()
+        if self._keeper.stop_reason is not None:
+            raise Stopped
+
+    def tell(self, what: str, brought: int, total: int) -> None:
+        """In the job's log, now and then."""
+        if time.monotonic() - self._told_at >= LOG_SECONDS:
+            self._told_at = time.monotonic()
+            self._relay.log(f"fetching {what}: {format_bytes(brought)} of {format_bytes(total)}")
+        self._relay.flush()
 
 
 @dataclass(slots=True)
@@ -44,26 +84,43 @@ class Worker:
     leaves: threading.Event
     """Set when the worker shuts down: jobs are given back."""
     runners: Runners = field(default_factory=lambda: Runners(1))
+    cache: HostCache = field(init=False)
+    access: Access = field(default_factory=Access)
+
+    def __post_init__(self) -> None:
+        self.cache = HostCache(self.folder.cache, self.settings, self.info.id)
+
+    def tell(self) -> None:
+        """Say now, not with the next heartbeat, what this host can take."""
+        news = {"no_access": self.access.refused(), "free_disk_bytes": told_disk(self.cache.free_bytes())}
+        self.info = self.info.model_copy(update=news)
+        self.quick.host_beat(self.info, self.settings.heartbeat_seconds)
 
 
-def prepare(worker: Worker, record: JobRecord, relay: Relay, deadline: float) -> Start:
-    """The orders for a runner, with all that they name fetched from the store.
+def prepare(worker: Worker, record: JobRecord, relay: Relay, deadline: float, needs: Needs) -> Start:
+    """The orders for a runner, with all that they name fetched from the store or the hub.
 
     Raises:
-        StoreError, Unreachable: something cannot be fetched.
+        StoreError, Unreachable: something cannot be fetched, or there is no room for it.
+        NoAccess: the hub does not let this host have the model.
+        JobError: the hub has no such model.
+        Stopped, Fenced: the attempt is to stop while something is fetched.
     """
     spec = record.spec
     model = data = None
     if isinstance(spec, TrainJob):
-        model = _fetch(worker, "models", spec.model.digest)
-        data = _fetch(worker, "data", spec.data.digest)
+        model = _fetch_model(worker, spec.model, needs)
+        if spec.data.digest is not None:
+            data = fetch_from_store(worker, data_item(spec.data.digest), needs.uses)
     folder = worker.folder.attempt_dir(record.id, record.token)
     resume = None
     if record.resume is not None:
         resume = _own_checkpoint(worker, record, record.resume)
         if resume is None:
             resume = folder / "resume"
-            worker.store.get_folder(record.resume.digest, resume)
+            size = worker.store.folder_bytes(record.resume.digest)
+            with worker.cache.room(resume, size, f"the checkpoint of step {record.resume.step}"):
+                worker.store.get_folder(record.resume.digest, resume)
         relay.log(f"going on from step {record.resume.step}")
     return Start(
         job=record.id,
@@ -110,13 +167,32 @@ def _memory_factor(worker: Worker, record: JobRecord) -> float:
         return 1.0
 
 
-def _fetch(worker: Worker, kind: str, digest: Digest | None) -> Path | None:
-    if digest is None:
-        return None
-    folder = worker.folder.cache / kind / digest.removeprefix("sha256:")
+def fetch_from_store(worker: Worker, item: Item, uses: Uses, source: str = "") -> Path:
+    """The folder of that digest, which is here now and stays until `uses` is closed.
+
+    Raises:
+        StoreError, Unreachable: it cannot be fetched, or there is no room for it.
+    """
+    digest = Digest(item.name)
+    folder = worker.cache.use(item, uses)
     if not folder.exists():
-        worker.store.get_folder(digest, folder)
+        with worker.cache.room(folder, worker.store.folder_bytes(digest), source or item.name):
+            worker.store.get_folder(digest, folder)
+        worker.cache.write_note(item, Note(source=source, is_whole=True))
     return folder
+
+
+def _fetch_model(worker: Worker, model: ModelRef, needs: Needs) -> Path | None:
+    if model.digest is not None:
+        return fetch_from_store(worker, model_item(model.digest), needs.uses, model.source)
+    if looks_like_path(model.source):  # what the runner says of it is what there is to say
+        return None
+    try:
+        item = fetch_from_hub(worker.cache, model.source, model.revision, needs.uses, needs)
+    except InvalidInput as error:
+        raise JobError(FailureClass.CONFIG, str(error)) from error
+    worker.access.note_allowed(model.source)
+    return worker.cache.folder(item)
 
 
 def _text(path: Path | None) -> str | None:

@@ -38,6 +38,7 @@ from graft_scheduler.messages import (
 )
 from graft_scheduler.runner_process import EXIT_DEADLINE, EXIT_ORPHANED
 from graft_scheduler.states import FailureClass, StopReason
+from graft_worker.cache.disk import FULL
 from graft_worker.link import JobError, Link
 
 DONE_MARKER = "DONE"
@@ -182,6 +183,8 @@ def run(start: Start, link: Link, handlers: Handlers) -> Done | Failed:
         traceback.print_exc()
         if error.errno == errno.ENOMEM:
             return _failed(start, FailureClass.MEMORY, f"out of memory: {error}")
+        if error.errno in FULL:
+            return _failed(start, FailureClass.STORE, f"the host's disk is full: {error}")
         return _failed(start, FailureClass.HOST, f"the host's disk or system failed: {error}")
     except Exception as error:  # the runner's one boundary: everything becomes a message
         traceback.print_exc()

@@ -11,10 +11,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from graft_scheduler.runner_process import RunnerProcess
+from graft_worker.cache.uses import Uses
 from graft_worker.memory_judge import is_tight
 from graft_worker.pressure import Pressure, read_pressure
 from graft_worker.residency import Name
@@ -50,11 +51,20 @@ class Engaged:
     room: Room
     jobs: int = 1
     """Given to it so far."""
+    uses: Uses = field(default_factory=Uses)
+    """What must stay on the disk while it waits: it has that loaded."""
 
     @property
     def is_warm(self) -> bool:
         """It has done a job before this one."""
         return self.jobs > 1
+
+    def close(self) -> int:
+        """End it, and let go of what it used; its exit code."""
+        try:
+            return self.process.close()
+        finally:
+            self.uses.close()
 
 
 class Runners:
@@ -89,14 +99,15 @@ class Runners:
             self._busy.append(engaged)
             return engaged
 
-    def keep(self, engaged: Engaged) -> None:
-        """The runner waits for another job, from now on."""
+    def keep(self, engaged: Engaged, uses: Uses) -> None:
+        """The runner waits for another job, from now on, with what it must find on the disk then."""
         with self._lock:
             self._busy.remove(engaged)
+            waiting = replace(engaged, uses=uses)
             if self._is_closed or engaged.name is None or engaged.jobs >= MAX_JOBS:
-                engaged.process.close()
+                waiting.close()
             else:
-                self._waiting.append((engaged, time.monotonic() + self.stay_seconds))
+                self._waiting.append((waiting, time.monotonic() + self.stay_seconds))
 
     def end(self, engaged: Engaged) -> int:
         """The exit code of a runner that is not wanted any more; it may have left already."""
@@ -125,7 +136,8 @@ class Runners:
         for place, (engaged, _) in enumerate(self._waiting):
             if name is not None and engaged.name == name:
                 del self._waiting[place]
-                return replace(engaged, room=room, jobs=engaged.jobs + 1)
+                engaged.uses.close()  # the job has the same in use
+                return replace(engaged, room=room, jobs=engaged.jobs + 1, uses=Uses())
         return None
 
     def _make_room(self, room: Room) -> None:
@@ -136,16 +148,16 @@ class Runners:
             slots = len(self._busy) + len(self._waiting) + 1
             if slots <= self._slots and taken + held <= room.host_bytes:
                 return
-            self._waiting.pop(0)[0].process.close()
+            self._waiting.pop(0)[0].close()
 
     def _end_left(self) -> None:
         now = time.monotonic()
         stay = [(one, until) for one, until in self._waiting if one.process.is_alive and now < until]
         for waiting in self._waiting:
             if waiting not in stay:
-                waiting[0].process.close()
+                waiting[0].close()
         self._waiting = stay
 
     def _end_all(self) -> None:
         while self._waiting:
-            self._waiting.pop()[0].process.close()
+            self._waiting.pop()[0].close()

@@ -23,6 +23,7 @@ from graft_scheduler.store.finding import find_store
 from graft_scheduler.transitions import Transitions
 from graft_worker.host import describe, open_folder
 from graft_worker.live_host import LiveDevice, LiveHost
+from graft_worker.model_orders import ModelOrders
 from graft_worker.preparation import Worker
 from graft_worker.probe import probe
 from graft_worker.runners import Runners
@@ -52,7 +53,9 @@ def serve(settings: Settings) -> int:
         rescuer.release_restarted(redis, worker.transitions, broker, worker.info.id, worker.info.boot)
         worker.transitions.host_beat(worker.info, settings.heartbeat_seconds)
     _note_shutdown(worker.leaves)
-    threading.Thread(target=_report, args=(worker, host), name="heartbeat", daemon=True).start()
+    orders = ModelOrders(worker)
+    orders.start()
+    threading.Thread(target=_report, args=(worker, host, orders), name="heartbeat", daemon=True).start()
     logger.info("worker %s (%s) on %s", worker.info.name, worker.info.id, hide_password(settings.redis_url))
     return _serve_queue(app, worker)
 
@@ -64,9 +67,8 @@ def _prepare(settings: Settings, redis: Redis) -> tuple[Worker, LiveHost]:
     if device.error is not None:
         raise InvalidInput(f"this machine cannot train: {device.error}")
     quick = connect(settings.redis_url, min(QUICK_SECONDS, settings.lease_seconds / 8), retries=0)
-    host = LiveHost(settings, folder, LiveDevice(device))
     worker = Worker(
-        info=host.now(describe(folder, settings, device, store.id)),
+        info=describe(folder, settings, device, store.id),
         folder=folder,
         settings=settings,
         transitions=Transitions(redis),
@@ -75,10 +77,13 @@ def _prepare(settings: Settings, redis: Redis) -> tuple[Worker, LiveHost]:
         leaves=threading.Event(),
         runners=Runners(settings.slots),
     )
+    worker.cache.tidy()
+    host = LiveHost(settings, folder, LiveDevice(device), worker.cache, worker.access)
+    worker.info = host.now(worker.info)
     return worker, host
 
 
-def _report(worker: Worker, host: LiveHost) -> None:
+def _report(worker: Worker, host: LiveHost, orders: ModelOrders) -> None:
     """Heartbeats, each with the host as it is then, until the worker leaves; then it counts as away."""
     swept_at = float("-inf")
     while not worker.leaves.wait(worker.settings.heartbeat_seconds):
@@ -89,8 +94,11 @@ def _report(worker: Worker, host: LiveHost) -> None:
         worker.info = host.now(worker.info)
         try:
             worker.transitions.host_beat(worker.info, worker.settings.heartbeat_seconds)
+            orders.tend()
         except RedisError as error:
             logger.warning("no heartbeat: %s", error)
+        except Exception:  # a host whose models cannot be looked at is still alive
+            logger.exception("the wishes for models were not looked at")
     try:
         worker.transitions.host_away(worker.info.id, worker.settings.heartbeat_seconds)
     except RedisError as error:

@@ -10,6 +10,7 @@ from graft_scheduler.memory.estimate import (
     cache_in,
     estimate_micro_batch,
     estimate_peak,
+    trained_bytes,
 )
 from graft_scheduler.memory.shape import Backend, is_target
 from graft_scheduler.memory.size import format_bytes
@@ -23,4 +24,5 @@ __all__ = [
     "estimate_peak",
     "format_bytes",
     "is_target",
+    "trained_bytes",
 ]

@@ -106,6 +106,11 @@ def estimate_peak(
     return replace(max(estimates, key=_total), untried_bytes=untried)
 
 
+def trained_bytes(model: BaseModel, job: TrainJob) -> int:
+    """Of what learns, in float32."""
+    return trained(setting_of(Shape(model, job, Backend.CPU))).bytes
+
+
 def estimate_micro_batch(
     model: BaseModel, job: TrainJob, backend: Backend, rows: int, width: int, held_gradients: int = 1
 ) -> int:

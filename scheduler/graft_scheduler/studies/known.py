@@ -33,12 +33,14 @@ class Known:
     likely_lengths: Lengths
     valid_rows: int
     store_id: str
+    data_bytes: int = 0
 
     @classmethod
     def of(cls, resolved: Resolved, store_id: str) -> Self:
         """What is worth keeping of it."""
         lengths, likely = (_thinned(one) for one in (resolved.lengths, resolved.likely_lengths))
-        return cls(resolved.base, lengths, likely, resolved.valid_rows, store_id)
+        rows, size = resolved.valid_rows, resolved.data_bytes
+        return cls(resolved.base, lengths, likely, rows, store_id, size)
 
     @classmethod
     def parse(cls, text: str) -> Known:
@@ -63,7 +65,8 @@ class Known:
         """
         self.check(spec)
         lengths, likely = self.lengths.cut(spec.max_length), self.likely_lengths.cut(spec.max_length)
-        found = submission_of(Resolved(spec, self.base, lengths, likely, self.valid_rows))
+        rows, size = self.valid_rows, self.data_bytes
+        found = submission_of(Resolved(spec, self.base, lengths, likely, rows, size))
         if found.demands is None or spec.limits.memory_bytes is not None:
             return found
         roomy = {

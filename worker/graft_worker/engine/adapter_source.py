@@ -15,12 +15,13 @@ from mlx_lm.tuner.utils import load_adapters
 
 from graft_scheduler.basemodels import looks_like_path
 from graft_scheduler.exports import ExportOrder
+from graft_scheduler.hub import HUB_PATTERNS
 from graft_scheduler.hyperparameters import Method, QuantizationConfig
 from graft_scheduler.jobs import ModelRef
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.adapters import CONFIG_FILE, WEIGHTS_FILE
 from graft_worker.engine.generate import adapter_errors, put_adapter, quantization_of
-from graft_worker.engine.loading import HUB_PATTERNS, Base, find_model, load_base
+from graft_worker.engine.loading import Base, find_model, load_base
 from graft_worker.link import JobError
 
 

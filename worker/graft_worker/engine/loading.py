@@ -24,17 +24,13 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_model, load_tokenizer, quantize_model
 
 from graft_scheduler.basemodels import WEIGHTS_PATTERN, looks_like_path
+from graft_scheduler.hub import HUB_PATTERNS
 from graft_scheduler.hyperparameters import Precision, QuantizationConfig
 from graft_scheduler.jobs import ModelRef
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.device import is_gpu, is_out_of_memory
 from graft_worker.link import JobError
 
-HUB_PATTERNS = (
-    *("*.json", "model*.safetensors", "*.py", "*.model", "*.tiktoken", "*.txt", "*.jinja"),
-    *("README.md", "LICENSE*"),
-)
-"""What a model is loaded with, and what tells its licence."""
 FINGERPRINT_BYTES = 1 << 20
 DTYPES = {
     Precision.FLOAT32: mx.float32,

@@ -1,0 +1,45 @@
+"""Attempts on a host whose disk has too little room: whose failure it is, and what the fleet is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from graft_scheduler import keys
+from graft_scheduler.states import JobId, JobState
+from graft_worker.preparation import Worker
+from tests.worker.test_warm_attempts import Bench, worker
+
+__all__ = ["worker"]
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def bench(worker: Worker, redis: Redis, tmp_path: Path) -> Bench:
+    """A worker, and a base and data of 300 KB and 3 KB in the store."""
+    for name, size in (("model.safetensors", 300), ("train.jsonl", 3)):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_bytes(b"x" * size * 1024)
+    return Bench(worker, redis, tmp_path / "model", tmp_path / "train")
+
+
+def test_a_job_that_finds_no_room_fails_with_class_store_and_its_host_says_how_little_it_has(
+    bench: Bench, worker: Worker, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graft_worker.cache.host_cache.spare_bytes", lambda *_: 100 * 1024)
+
+    record = bench.run("j1", bench.job())
+
+    assert (record.state, record.stalled, record.charged) == (JobState.QUEUED, 1, 0)
+    assert record.failure is not None
+    assert record.failure.failure == "store"
+    assert "needs 300 KB at" in record.failure.text
+    assert "where jobs may use 100 KB; free some disk there" in record.failure.text
+    told = json.loads(str(redis.hget(keys.host(worker.info.id), "info")))
+    assert told["free_disk_bytes"] == 96 * 1024
+    assert list((worker.folder.cache / "models").glob("*")) == []
+    worker.transitions.cancel(JobId("j1"), "ada")
