@@ -25,6 +25,8 @@ from graft_scheduler.mlx_lm_keys import (
 from graft_scheduler.mlx_lm_values import MAPPING, POSITIVE, WHOLE, Key, Section
 
 ALL_ROWS = -1
+FEATURES = ("prompt_feature", "completion_feature", "chat_feature", "text_feature")
+"""Names of the rows' fields; the usual ones need no saying."""
 RENAMED = (
     "model",
     "data",
@@ -99,6 +101,9 @@ def _renamed(file: Section) -> Imported:
     settings = {KEYS[name].becomes: file[name] for name in RENAMED if file[name] is not None}
     if not file["grad_checkpoint"]:  # mlx-lm's default, and no wish: the host may need it
         del settings[KEYS["grad_checkpoint"].becomes]
+    for name in FEATURES:
+        if file[name] != KEYS[name].default:
+            settings[KEYS[name].becomes] = file[name]
     notes = []
     if file["mask_prompt"]:
         notes.append("`mask_prompt`: every answer of a chat is learned; mlx-lm learns the last one")

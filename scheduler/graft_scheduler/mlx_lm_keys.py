@@ -160,11 +160,11 @@ KEYS: dict[str, Key] = {
     ),
     "hf_dataset": Key(
         None,
-        absent("save the rows as train.jsonl and valid.jsonl, and name their folder in `data`"),
+        absent("name the hub data set as `data`, and its columns as `data.columns.prompt` and so on"),
     ),
-    "prompt_feature": Key("prompt", only("prompt", "rename the field of the rows")),
-    "completion_feature": Key("completion", only("completion", "rename the field of the rows")),
-    "chat_feature": Key("messages", only("messages", "rename the field of the rows")),
-    "text_feature": Key("text", only("text", "rename the field of the rows")),
+    "prompt_feature": Key("prompt", TEXT, "data.columns.prompt"),
+    "completion_feature": Key("completion", TEXT, "data.columns.completion"),
+    "chat_feature": Key("messages", TEXT, "data.columns.messages"),
+    "text_feature": Key("text", TEXT, "data.columns.text"),
 }
 """Every key that mlx-lm reads, with its default there; `model` and `data` have none here."""

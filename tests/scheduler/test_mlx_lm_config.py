@@ -252,8 +252,8 @@ def test_what_has_no_effect_is_told_and_nulls_are_not() -> None:
         ),
         ({"report_to": "wandb,swanlab"}, "`report_to` is 'wandb,swanlab'; Graft knows wandb"),
         ({"resume_adapter_file": "a.safetensors"}, "fuse it into the base with `mlx_lm.fuse`"),
-        ({"hf_dataset": {"path": "billsum"}}, "it must be left out: save the rows as train.jsonl"),
-        ({"prompt_feature": "question"}, "`prompt_feature` is 'question'; it must be 'prompt': rename"),
+        ({"hf_dataset": {"path": "billsum"}}, "it must be left out: name the hub data set as `data`"),
+        ({"prompt_feature": 3}, "`prompt_feature` is 3; it must be text"),
         ({"test": True, "train": False}, "mlx-lm would not train"),
     ],
 )
@@ -261,3 +261,9 @@ def test_what_cannot_be_is_refused_by_key_and_value_with_a_remedy(
     values: dict[str, Any], complaint: str
 ) -> None:
     assert complaint in refusal(**values)
+
+
+def test_fields_of_the_rows_by_other_names_are_mapped() -> None:
+    found = job(prompt_feature="question", completion_feature="completion")
+
+    assert found.data.columns == {"prompt": "question"}
