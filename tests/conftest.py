@@ -16,7 +16,9 @@ from graft_scheduler.transitions import Transitions
 from tests.services import Fleet, RedisServer, find_redis_server, permanent_keys, running_fleet
 
 # How fast examples are drawn says something of the machine, and three tests at a time keep it busy.
-settings.register_profile("graft", max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "graft", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("graft")
 
 NO_TTL = -1
