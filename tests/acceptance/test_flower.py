@@ -119,6 +119,7 @@ def test_an_attempt_whose_host_was_lost_is_failed_and_the_next_one_pending(
     fleet.wait_for_hosts(1)
     job = client.submit(CountJob(steps=100_000)).id
     flower.wait_for(f"{job}-1", "STARTED")
+    eventually(lambda: client.get(job).state is JobState.RUNNING, what="claimed, not only begun")
 
     worker.kill()
 

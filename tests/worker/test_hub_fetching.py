@@ -88,6 +88,7 @@ def test_what_mlx_lm_loads_is_fetched_once_and_then_needs_no_hub(hub: Hub, cache
     assert item.name == f"{NAME}@{commit}"
     folder = cache.folder(item)
     assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "tokenizer.json",

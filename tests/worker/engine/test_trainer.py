@@ -236,7 +236,7 @@ def test_the_examples_of_the_page_work(
     shutil.copytree(texts, "my-data")
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
-    assert len(examples) == 7
+    assert len(examples) == 8
     for example in examples[:3]:
         exec(
             compile(example, str(PAGE), "exec"), {}
