@@ -32,7 +32,7 @@ FILES = {
     "model.safetensors": b"w" * 300_000,
     "tokenizer.json": b"{}",
     "pytorch_model.bin": b"not wanted" * 1000,
-    "README.md": b"nor this",
+    "README.md": b"what tells its licence",
 }
 
 
