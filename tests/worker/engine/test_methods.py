@@ -199,7 +199,7 @@ def test_no_cut_moves_the_final_loss(make_job: MakeJob, make_start: MakeStart) -
     ]
     losses = []
     for place, way in enumerate(ways):
-        for tokens in (1, 64, 4096):
+        for tokens in (1, 4096):
             job = make_job(steps=10, compute=way, micro_batch_tokens=tokens)
             losses.append(result_of(make_start(job, f"{place}-{tokens}")).final_loss or math.nan)
 
