@@ -220,8 +220,10 @@ def opened(ref: DataRef, redis_url: str | None) -> Source:
     """
     from graft_scheduler.data.names import Reference
     from graft_scheduler.data.opening import open_source
+    from graft_scheduler.data.sources import ENDINGS, ending_of
 
-    if Path(ref.source).expanduser().exists() or not Reference.is_one(ref.source):
+    is_path = ending_of(Path(ref.source)) in ENDINGS or not Reference.is_one(ref.source)
+    if is_path or Path(ref.source).exists():
         return open_source(ref)
     with connect(redis_url) as client:
         named = client.datasets.named(ref)
@@ -254,6 +256,8 @@ def write_page(report: Any, path: Path) -> None:
     from graft_scheduler.data.report_page import as_html
     from graft_scheduler.errors import InvalidInput
 
+    if not path.name or path.is_dir():
+        raise InvalidInput(f"`--html` is {path}; it must be a file, such as report.html")
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

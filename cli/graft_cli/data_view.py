@@ -87,10 +87,11 @@ def _tell_faults(faults: Sequence[FaultReport], title: str, report: DataReport) 
     kinds = dict.fromkeys(one.kind for one in faults)
     counts = ", ".join(f"{report.counts[kind]:,} {kind}" for kind in kinds)
     out.data(paint(f"{title}: {counts}", sys.stdout, bold=True))
-    for one in faults[:MOST_TOLD]:
+    most = MOST_TOLD if sys.stdout.isatty() else len(faults)  # a file has room for all
+    for one in faults[:most]:
         place = one.file if one.line is None else f"{one.file}:{one.line}"
         out.data(f"  {place}: {one.text}")
-    rest = sum(report.counts[kind] for kind in kinds) - min(len(faults), MOST_TOLD)
+    rest = sum(report.counts[kind] for kind in kinds) - min(len(faults), most)
     if rest:
         out.data(f"  and {rest:,} more; `--json` and `--html FILE` have the first thousand of each kind")
 

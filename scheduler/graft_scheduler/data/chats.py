@@ -12,7 +12,7 @@ from typing import Any
 
 from graft_scheduler.data.faults import BadRow, Kind, Problems
 from graft_scheduler.data.jsonl import kind_of, parse_value
-from graft_scheduler.data.texts import check_text
+from graft_scheduler.data.texts import check_strings, check_text
 
 ROLES = ("system", "user", "assistant", "tool")
 ALIASES = {"developer": "system", "function": "tool"}
@@ -30,11 +30,15 @@ def convert_chat(fields: Mapping[str, Any], problems: Problems) -> Mapping[str, 
     Raises:
         BadRow: it has no messages.
     """
-    messages = fields["messages"]
+    messages = given = fields["messages"]
+    if isinstance(messages, str) and messages.startswith("["):  # as tables keep what has no type of its own
+        messages = parse_value(messages)
     if not isinstance(messages, list) or not messages:
         found = kind_of(messages)
         raise BadRow(Kind.FIELDS, f"`messages` is {found}; it must be a list with at least one message")
-    if "tools" not in fields and _is_usual(messages):
+    if "functions" in fields:
+        problems.append((Kind.TOOLS, "`functions` is OpenAI's old form; describe them as `tools`"))
+    if "tools" not in fields and given is messages and _is_usual(messages):
         for index, message in enumerate(messages):
             check_text(f"messages[{index}].content", message["content"], problems)
         return fields
@@ -45,7 +49,8 @@ def convert_chat(fields: Mapping[str, Any], problems: Problems) -> Mapping[str, 
         _check_order(turns, problems)
     if all(kind in _OF_WORDS for kind, _ in problems[before:]):
         _check_calls(turns, tools, problems)
-    if tools == fields.get("tools") and all(new is old for new, old in zip(turns, messages, strict=True)):
+    is_same = given is messages and all(new is old for new, old in zip(turns, messages, strict=True))
+    if is_same and tools == fields.get("tools"):
         return fields
     return {"messages": turns} | ({} if tools is None else {"tools": tools})
 
@@ -77,12 +82,17 @@ def _convert_message(index: int, message: Any, problems: Problems) -> Mapping[st
         check_text(f"{name}.content", content, problems)
         return message
     new = dict(message, role=ALIASES.get(role, role))
+    for other in sorted(map(str, message.keys() - _PLAIN)):
+        check_strings(f"{name}.{other}", message.get(other), problems)
     if isinstance(content, list):
         new["content"] = content = _join_parts(f"{name}.content", content, problems)
-    if role == "assistant" and message.get("tool_calls"):
-        new["tool_calls"] = _convert_calls(f"{name}.tool_calls", message["tool_calls"], problems)
-        if not content:
+    calls = message.get("tool_calls")
+    if role == "assistant" and calls not in (None, []):
+        new["tool_calls"] = _convert_calls(f"{name}.tool_calls", calls, problems)
+        if content in (None, ""):
             return new if new != message else message
+    elif calls not in (None, []):
+        problems.append((Kind.TOOLS, f"`{name}.tool_calls` is set, and only the assistant calls"))
     elif role == "assistant" and message.get("function_call"):
         text = "is OpenAI's old form of a call; write it as `tool_calls`"
         problems.append((Kind.TOOLS, f"`{name}.function_call` {text}"))
@@ -126,19 +136,23 @@ def _convert_calls(name: str, calls: Any, problems: Problems) -> Any:
 
 def _convert_call(name: str, call: Any, problems: Problems) -> Any:
     function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    if _name_of(call) is None:
         problems.append((Kind.TOOLS, f"`{name}` names no function; it needs `function.name`"))
         return call
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        if arguments is not None and not isinstance(arguments, dict):
-            text = f"`{name}.arguments` is {kind_of(arguments)}; it must be an object"
-            problems.append((Kind.TOOLS, text))
-        return call
-    try:
-        arguments = parse_value(arguments) if arguments.strip() else {}
-    except BadRow as error:
-        problems.append((Kind.TOOLS, f"`{name}.arguments` {error.text}"))
+    assert isinstance(function, dict)  # it has a name
+    if call.get("type", "function") != "function":
+        problems.append((Kind.TOOLS, f"`{name}.type` is {_short(call['type'])}; it must be 'function'"))
+    given = arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = parse_value(arguments) if arguments.strip() else {}
+        except BadRow as error:
+            problems.append((Kind.TOOLS, f"`{name}.arguments` {error.text}"))
+            return call
+    if not isinstance(arguments, dict):
+        text = f"`{name}.arguments` is {kind_of(arguments)}; it must be an object"
+        problems.append((Kind.TOOLS, text))
+    if arguments is given:
         return call
     function = {**function, "arguments": arguments}
     return {**call, "function": function} if "function" in call else function
@@ -156,16 +170,32 @@ def _convert_tools(tools: Any, problems: Problems) -> Any:
     if not isinstance(tools, list):
         problems.append((Kind.TOOLS, f"`tools` is {kind_of(tools)}; it must be a list"))
         return None
+    names: set[str] = set()
     for index, tool in enumerate(tools):
-        if _name_of(tool) is None:
-            problems.append((Kind.TOOLS, f"`tools[{index}]` names no function; it needs `function.name`"))
+        _check_tool(f"tools[{index}]", tool, names, problems)
+    check_strings("tools", tools, problems)
     return tools
+
+
+def _check_tool(place: str, tool: Any, names: set[str], problems: Problems) -> None:
+    """One that has a name of its own, and parameters that are described as an object."""
+    name = _name_of(tool)
+    if name is None:
+        problems.append((Kind.TOOLS, f"`{place}` names no function; it needs `function.name`"))
+        return
+    if name in names:
+        problems.append((Kind.TOOLS, f"`{place}` describes {name!r}, which another one does too"))
+    names.add(name)
+    parameters = tool.get("function", tool).get("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
+        text = f"`{place}.parameters` is {kind_of(parameters)}; it must be an object"
+        problems.append((Kind.TOOLS, text))
 
 
 def _name_of(tool: Any) -> str | None:
     function = tool.get("function", tool) if isinstance(tool, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
-    return name if isinstance(name, str) else None
+    return name if isinstance(name, str) and name.strip() else None
 
 
 def _check_order(turns: Sequence[Mapping[str, Any]], problems: Problems) -> None:
@@ -179,6 +209,8 @@ def _check_order(turns: Sequence[Mapping[str, Any]], problems: Problems) -> None
     is_answered = any(turn["role"] == "assistant" for turn in turns)
     if before == "user" and is_answered:
         problems.append((Kind.ROLES, "ends with a turn of the user, which nobody answers"))
+    if before == "tool":
+        problems.append((Kind.ROLES, "ends with a tool's result, which the assistant does not take up"))
     if not is_answered:
         text = "has no message of the role assistant: there is nothing to learn"
         problems.append((Kind.NOTHING, text))
@@ -204,20 +236,48 @@ def _out_of_turn(role: str, before: str, previous: Mapping[str, Any]) -> str | N
 
 
 def _check_calls(turns: Sequence[Mapping[str, Any]], tools: Any, problems: Problems) -> None:
-    """Every result belongs to a call, and every call to a tool where tools are described."""
-    names = {_name_of(tool) for tool in tools} if tools else None
-    ids: set[str] = set()
+    """Every call is of a tool that is described, where any are, and has one result, which says of which call
+    it is where several were made at once or the calls have ids.
+    """
+    names = {_name_of(tool) for tool in tools} if tools is not None else None
+    waiting: list[Any] = []  # ids of calls without a result yet
     for index, turn in enumerate(turns):
-        for call in (turn.get("tool_calls") or ()) if turn["role"] == "assistant" else ():
-            if names is not None and _name_of(call) not in names:
-                text = f"`messages[{index}]` calls {_name_of(call)!r}, which is not among its tools"
-                problems.append((Kind.TOOLS, text))
-            if isinstance(call.get("id"), str):
-                ids.add(call["id"])
-        answered = turn.get("tool_call_id")
-        if turn["role"] == "tool" and ids and answered is not None and answered not in sorted(ids):
-            text = f"`messages[{index}].tool_call_id` is {_short(answered)}, and no call has that id"
+        place = f"messages[{index}]"
+        if turn["role"] == "tool":
+            _answer(place, turn.get("tool_call_id"), waiting, problems)
+            continue
+        if waiting:
+            text = (
+                f"`{place}` comes before the result of {len(waiting)} call{'s' if len(waiting) > 1 else ''}"
+            )
             problems.append((Kind.TOOLS, text))
+        calls = (turn.get("tool_calls") or ()) if turn["role"] == "assistant" else ()
+        waiting = [call.get("id") for call in calls]
+        for call in calls:
+            if names is not None and _name_of(call) not in names:
+                problems.append(
+                    (Kind.TOOLS, f"`{place}` calls {_name_of(call)!r}, which is not among its tools")
+                )
+        given = [repr(one) for one in waiting if one is not None]
+        if len(set(given)) < len(given):
+            problems.append((Kind.TOOLS, f"`{place}` has two calls of one id"))
+
+
+def _answer(place: str, answered: Any, waiting: list[Any], problems: Problems) -> None:
+    """Take the call that the result is of from those that wait for one."""
+    if answered is None and len(waiting) <= 1:
+        waiting[:] = []
+    elif answered in waiting:
+        waiting.remove(answered)
+    elif waiting and all(one is None for one in waiting):
+        waiting.pop()
+    elif answered is None:
+        problems.append((Kind.TOOLS, f"`{place}` does not say of which call it is; it needs `tool_call_id`"))
+        waiting.pop()
+    else:
+        text = f"`{place}.tool_call_id` is {_short(answered)}, and no call before it waits under that id"
+        problems.append((Kind.TOOLS, text))
+        waiting[:] = waiting[:-1]
 
 
 def _short(value: Any) -> str:

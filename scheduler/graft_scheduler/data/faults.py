@@ -80,7 +80,7 @@ class Faults:
         """Note one more."""
         self.counts[fault.kind] += 1
         if self.counts[fault.kind] <= MOST_KEPT:
-            self.kept.append(fault)
+            self.kept.append(Fault(fault.kind, visible(fault.file), fault.line, visible(fault.text)))
 
     def refuses(self, kind: Kind) -> bool:
         """Whether a fault of that kind keeps the data set from being used."""
@@ -103,6 +103,13 @@ class Faults:
     @property
     def refused_count(self) -> int:
         return self.count(kind for kind in Kind if self.refuses(kind))
+
+
+def visible(text: str) -> str:
+    """The text with everything spelled out that a screen would not show, or would obey."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class BadRow(Exception):

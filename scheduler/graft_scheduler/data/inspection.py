@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-from graft_scheduler.data.faults import ALLOWABLE, BadRow, Fault, Faults, Kind, Problems
+from graft_scheduler.data.faults import ALLOWABLE, BadRow, Fault, Faults, Kind, Problems, visible
 from graft_scheduler.data.keys_of_rows import row_key
-from graft_scheduler.data.layouts import convert, detect_common, rename, trained_format
+from graft_scheduler.data.layouts import KEPT, convert, detect_common, rename, trained_format
 from graft_scheduler.data.reading import read_file
 from graft_scheduler.data.rows import Row, Unread
 from graft_scheduler.data.sources import SourceFile, Split
@@ -104,6 +104,10 @@ class Inspection:
         return self
 
     def _remedy(self) -> str:
+        more = "; `graft data validate` tells all" if self.faults.refused_count > MOST_NAMED else ""
+        return more + self._allowance()
+
+    def _allowance(self) -> str:
         kinds = [kind for kind in ALLOWABLE if self.faults.counts[kind] and self.faults.refuses(kind)]
         return f" (if that is on purpose: `data.allow` = {','.join(kinds)})" if kinds else ""
 
@@ -138,10 +142,9 @@ def _close(found: Inspection, split: Split) -> None:
     if facts is None:
         return
     found.is_ready = found.is_ready and not facts.bad_rows
-    names = [one.name for one in found.files if one.split is split]
-    if not facts.rows and not any(fault.file in names for fault in found.faults.refused):
-        text = "has no row without a fault" if facts.bad_rows else "has no rows"
-        found.faults.add(Fault(Kind.FILE, names[0], None, text))
+    if not facts.rows and facts.bad_rows and found.wishes.skip_bad_rows:
+        name = next(one.name for one in found.files if one.split is split)
+        found.faults.add(Fault(Kind.FILE, name, None, "has no row without a fault"))
 
 
 def _allowed(wishes: Wishes) -> frozenset[Kind]:
@@ -158,12 +161,23 @@ class _Pass:
     place: int
     """Of the file among all."""
     first_seen: dict[int, int]
-    """Of every row that is trained on, by its key, where it stands: file and line in one number, as there
+    """Of every row, by its key, where it stands: file and line in one number, as there
     may be millions."""
     watch: Watcher | None
 
     def run(self, rows: Iterator[Row | Unread]) -> None:
         facts = self.found.splits.setdefault(self.file.split, SplitFacts())
+        before = facts.rows + facts.bad_rows
+        self._read(facts, rows)
+        if facts.rows + facts.bad_rows == before and not self._is_refused():
+            self._note(None, [(Kind.FILE, "has no rows")])
+
+    def _is_refused(self) -> bool:
+        """Whether something was said of the file already."""
+        name = visible(self.file.name)
+        return any(fault.file == name for fault in self.found.faults.refused)
+
+    def _read(self, facts: SplitFacts, rows: Iterator[Row | Unread]) -> None:
         for row in self._with_format(rows):
             if isinstance(row, Unread):
                 facts.bad_rows += row.line is not None
@@ -209,6 +223,14 @@ class _Pass:
         return any(kind not in allowed for kind, _ in problems)
 
     def _take(self, facts: SplitFacts, row: Row, fields: Mapping[str, Any]) -> None:
+        is_same = fields is row.fields and row.size > 0
+        try:
+            size = row.size if is_same else len(write_line(fields, self.found.trained_format))
+        except ValueError:  # half a surrogate pair in what is not shown as text, such as arguments of a call
+            text = "holds half of a surrogate pair, which no file in UTF-8 can"
+            self._note(row.line, [(Kind.ENCODING, text)])
+            facts.bad_rows += 1
+            return
         key = row_key(fields, self.found.trained_format)
         problem = self._seen_before(key, row.line)
         if problem is not None:
@@ -216,9 +238,8 @@ class _Pass:
             if problem[0] is Kind.LEAK and self._spoils([problem]):
                 facts.bad_rows += 1
                 return
-        is_same = fields is row.fields
         self.found.is_ready = self.found.is_ready and is_same
-        facts.sizes.append(row.size if is_same and row.size else line_size(fields))
+        facts.sizes.append(size)
         facts.keys.append(key)
         if self.found.trained_format is DataFormat.CHAT:
             facts.turns += len(fields["messages"])
@@ -226,13 +247,15 @@ class _Pass:
             self.watch(self.found, self.file, row, fields)
 
     def _seen_before(self, key: int, line: int) -> tuple[Kind, str] | None:
-        if self.file.split is Split.TRAIN:
-            here = self.place << 48 | line
-            first = self.first_seen.setdefault(key, here)
-            return None if first == here else (Kind.DUPLICATE, f"is the same as {self._at(first)}")
-        if (seen := self.first_seen.get(key)) is None:
+        here = self.place << 48 | line
+        first = self.first_seen.setdefault(key, here)
+        if first == here:
             return None
-        return Kind.LEAK, f"is trained on too, as {self._at(seen)}; take it out of one of the files"
+        split = self.found.files[first >> 48].split
+        if split is self.file.split:
+            return Kind.DUPLICATE, f"is the same as {self._at(first)}"
+        what = "is trained on too, as" if split is Split.TRAIN else f"is in {split} too, as"
+        return Kind.LEAK, f"{what} {self._at(first)}; take it out of one of the files"
 
     def _at(self, place: int) -> str:
         return f"{self.found.files[place >> 48].name}:{place & (1 << 48) - 1}"
@@ -242,11 +265,11 @@ class _Pass:
             self.found.faults.add(Fault(kind, self.file.name, line, text))
 
 
-def line_size(fields: Mapping[str, Any]) -> int:
-    """Bytes of the row as a line of JSONL."""
-    return len(write_line(fields))
+def write_line(fields: Mapping[str, Any], data_format: DataFormat) -> bytes:
+    """The row as a line of JSONL, with what is trained of it and nothing else.
 
-
-def write_line(fields: Mapping[str, Any]) -> bytes:
-    """The row as a line of JSONL."""
-    return json.dumps(fields, ensure_ascii=False, separators=(", ", ": ")).encode() + b"\n"
+    Raises:
+        ValueError: it holds what UTF-8 cannot.
+    """
+    kept = {name: fields[name] for name in KEPT[data_format] if fields.get(name) is not None}
+    return json.dumps(kept, ensure_ascii=False).encode() + b"\n"

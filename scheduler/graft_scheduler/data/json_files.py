@@ -13,16 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from graft_scheduler.data.faults import BadRow, Kind
-from graft_scheduler.data.jsonl import BOM, kind_of, open_bytes, parse, parse_value, read_jsonl, unique_object
+from graft_scheduler.data.jsonl import (
+    BOM,
+    kind_of,
+    no_constant,
+    open_bytes,
+    parse,
+    parse_value,
+    read_jsonl,
+    unique_object,
+)
+from graft_scheduler.data.layouts import detect_format
 from graft_scheduler.data.rows import Row, Unread
+from graft_scheduler.jobs import DataFormat
 
 MOST_BYTES = 2 << 30
 """A list in one JSON document is held in memory as text."""
 LISTS_OF_A_ROW = frozenset({"messages", "conversations", "tools", "prompt", "completion"})
 """Fields that hold lists of objects within one row."""
 _SPACE = re.compile(r"\s*")
+_NEXT = re.compile(r"(?:\n(?P<indent>[ \t]*)|,[ \t]*)\{")
+"""Where a row may begin."""
+MOST_PEEKED = 1 << 22
+PEEKED = 20
+"""Letters, and lines, of which most are rows in JSONL by another name."""
 _BEGIN = re.compile(r"\[\s*\{")
-_DECODER = json.JSONDecoder(object_pairs_hook=unique_object)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_object, parse_constant=no_constant)
 
 
 def read_json(path: Path) -> Iterator[Row | Unread]:
@@ -37,20 +53,14 @@ def read_json(path: Path) -> Iterator[Row | Unread]:
         text = f"is JSON of more than {MOST_BYTES >> 30} GiB; make it JSONL, an object on each line"
         yield Unread(None, Kind.FILE, text)
         return
-    try:
-        text = raw.removeprefix(BOM).decode()
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        told = f"is not UTF-8: byte 0x{raw[error.start]:02x}; save the file as UTF-8"
-        yield Unread(line, Kind.ENCODING, told)
-        return
+    text = raw.removeprefix(BOM).decode("utf-8", "surrogateescape")
     del raw
     if _is_jsonl(text):
         yield from read_jsonl(path)
     elif (start := _list_start(text)) is not None:
         yield from _List(text, start).rows()
     elif text.strip():
-        yield Unread(1, Kind.SYNTAX, _what(text))
+        yield _explain(text)
 
 
 def _list_start(text: str) -> int | None:
@@ -59,34 +69,56 @@ def _list_start(text: str) -> int | None:
     if text[place : place + 1] != "{":
         return place if text[place : place + 1] == "[" else None
     place = _skip(text, place + 1)
+    lists: list[int] = []
     try:
         while text[place : place + 1] == '"':
             name, place = _DECODER.raw_decode(text, place)
             place = _skip(text, _skip(text, place) + 1)
-            if name not in LISTS_OF_A_ROW and _BEGIN.match(text, place):
-                return place
+            if name not in LISTS_OF_A_ROW and (begin := _BEGIN.match(text, place)):
+                lists.append(place)
+                if _is_row(text, begin.end() - 1):
+                    return place
             _, place = _DECODER.raw_decode(text, place)
             place = _skip(text, _skip(text, place) + 1)
     except (ValueError, RecursionError, BadRow):
-        return None
-    return None
+        pass
+    return lists[0] if lists else None
+
+
+def _is_row(text: str, place: int) -> bool:
+    """Whether the object at `place` is a row of a known format."""
+    try:
+        value, _ = _DECODER.raw_decode(text, place)
+    except (ValueError, RecursionError, BadRow):
+        return False
+    return isinstance(value, dict) and detect_format(value) is not None
 
 
 def _is_jsonl(text: str) -> bool:
-    """Whether the first line is a row, though the file's name says otherwise."""
-    first, _, rest = text.lstrip().partition("\n")
-    try:
-        found = parse(first)
-    except BadRow:
+    """Whether most of the first lines are rows, though the file's name says otherwise."""
+    if text[_skip(text, 0) :][:1] != "{":
         return False
-    return bool(rest.strip()) or bool(LISTS_OF_A_ROW & found.keys())
+    lines = [line for line in text[:MOST_PEEKED].splitlines() if line.strip()][:PEEKED]
+    return sum(_known(line) is not None for line in lines) > len(lines) / 2
 
 
-def _what(text: str) -> str:
+def _known(line: str) -> DataFormat | None:
+    """The format of the row that a line holds, if it does."""
     try:
-        return f"is {kind_of(parse_value(text))}; a JSON file must hold a list of rows"
-    except BadRow as error:
-        return error.text
+        return detect_format(parse(line))
+    except BadRow:
+        return None
+
+
+def _explain(text: str) -> Unread:
+    """What is wrong with a file without a list of rows."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        return Unread(error.lineno, Kind.SYNTAX, f"is not JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError) as error:
+        return Unread(1, Kind.SYNTAX, f"is not JSON that can be read: {error}")
+    return Unread(1, Kind.SYNTAX, f"is {kind_of(value)}; a JSON file must hold a list of rows")
 
 
 def _skip(text: str, place: int) -> int:
@@ -95,23 +127,26 @@ def _skip(text: str, place: int) -> int:
     return match.end()
 
 
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(one, dict) and detect_format(one) for one in value)
+
+
 @dataclass(slots=True)
 class _List:
     """A list in a text, read element by element."""
 
     text: str
-    place: int
+    start: int
+    place: int = 0
     line: int = 1
     _counted: int = 0
     """Up to where lines were counted."""
-    _first_indent: str | None = None
 
     def rows(self) -> Iterator[Row | Unread]:
-        self.place = _skip(self.text, self.place + 1)
+        self.place = _skip(self.text, self.start + 1)
         while self.text[self.place : self.place + 1] != "]":
             start = self.place
             line = self._line_of(start)
-            self._first_indent = self._indent(start) if self._first_indent is None else self._first_indent
             problem = None
             try:
                 value, self.place = _DECODER.raw_decode(self.text, start)
@@ -129,12 +164,34 @@ class _List:
             except ValueError as error:
                 problem = f"is not JSON that can be read: {error}"
             if problem is not None:
-                yield Unread(line, Kind.SYNTAX, problem)
-                if not self._find_next(start):
+                goes_on = self._find_next(start)
+                yield Unread(line, Kind.SYNTAX if goes_on else Kind.FILE, problem)
+                if not goes_on:
                     return
+        yield from self._rest()
+
+    def _rest(self) -> Iterator[Unread]:
+        """What stands behind the list: nothing, or the rest of the outer object, without other rows."""
         rest = _skip(self.text, self.place + 1)
-        if rest < len(self.text) and self.text[rest] not in "},":
-            yield Unread(self._line_of(rest), Kind.SYNTAX, "something follows the end of the list")
+        outer = self.text[: self.start]
+        if not outer.strip():
+            if rest < len(self.text):
+                yield Unread(self._line_of(rest), Kind.FILE, "something follows the end of the list")
+            return
+        # With an empty list in the place of this one the whole must be one object.
+        line = self._line_of(rest) if rest < len(self.text) else self._line_of(len(self.text))
+        try:
+            whole = parse(outer + "[]" + self.text[self.place + 1 :])
+        except BadRow as error:
+            yield Unread(line, Kind.FILE, f"what is around the list of rows {error.text}")
+            return
+        more = [name for name, value in whole.items() if _has_rows(value)]
+        if more:
+            line = self.text.count("\n", 0, max(0, self.text.find(f'"{more[0]}"'))) + 1
+            text = (
+                f"has another list of rows, `{more[0]}`; a file holds one, and a folder a file for each split"
+            )
+            yield Unread(line, Kind.FILE, text)
 
     def _separator(self) -> str | None:
         """On to the next row; says what is wrong with what stands between."""
@@ -153,17 +210,16 @@ class _List:
         return None
 
     def _find_next(self, start: int) -> bool:
-        """On to the next line that begins as the first row did, or the end of the list."""
-        pattern = re.compile(rf"\n{re.escape(self._first_indent or '')}\{{")
-        found = pattern.search(self.text, start + 1)
-        if found is None:
-            return False
-        self.place = found.end() - 1
-        return True
-
-    def _indent(self, place: int) -> str:
-        begin = self.text.rfind("\n", 0, place) + 1
-        return self.text[begin:place] if self.text[begin:place].isspace() else ""
+        """On to the next row: a line that begins one no deeper than this, or what is of a known format."""
+        depth = start - self.text.rfind("\n", 0, start) - 1
+        is_first = not self.text[start - depth : start].isspace() and depth > 0
+        for found in _NEXT.finditer(self.text, start + 1):
+            place, indent = found.end() - 1, found["indent"]
+            is_outer = indent is not None and len(indent) <= depth and not is_first
+            if is_outer or _is_row(self.text, place):
+                self.place = place
+                return True
+        return False
 
     def _line_of(self, place: int) -> int:
         self.line += self.text.count("\n", self._counted, place)

@@ -40,7 +40,7 @@ def row_reader(path: Path) -> Callable[[int], Row]:
     with path.open("rb") as file:
         offset = 0
         for number, raw in enumerate(file, start=1):
-            if raw.strip() and raw != BOM:
+            if (raw.removeprefix(BOM) if number == 1 else raw).strip():
                 places.append((number, offset))
             offset += len(raw)
 
@@ -56,7 +56,7 @@ def row_reader(path: Path) -> Callable[[int], Row]:
 
 def open_bytes(path: Path) -> IO[bytes]:
     """The file's bytes; those of a `.gz` unpacked as they are read."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]  # read as one
     return path.open("rb")
 
@@ -115,7 +115,12 @@ def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=unique_object)
+def no_constant(name: str) -> Any:
+    """For a decoder: JSON has no `NaN`, though Python reads it."""
+    raise BadRow(Kind.SYNTAX, f"holds {name}, which is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_object, parse_constant=no_constant)
 """Made once: `json.loads` makes one at every call that names a hook."""
 
 

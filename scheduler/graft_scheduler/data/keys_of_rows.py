@@ -1,7 +1,11 @@
-"""Which rows say the same: a number for each, equal for rows that differ in white space at most."""
+"""Which rows say the same: a number for each, equal for rows that differ at most in white space, the ids of
+calls, and how accents are encoded.
+"""
 
 from __future__ import annotations
 
+import json
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +25,16 @@ def row_key(fields: Mapping[str, Any], data_format: DataFormat) -> int:
 
 def _turn(message: Mapping[str, Any]) -> tuple[str, str, str]:
     calls = message.get("tool_calls")
-    return message["role"], _words(message.get("content") or ""), repr(calls) if calls else ""
+    said = json.dumps([_called(one) for one in calls], sort_keys=True) if calls else ""
+    return message["role"], _words(message.get("content") or ""), said
+
+
+def _called(call: Mapping[str, Any]) -> Any:
+    """What is called, whatever number the call has."""
+    function = call.get("function", call)
+    return [function.get("name"), function.get("arguments")]
 
 
 def _words(text: str) -> str:
-    return " ".join(text.split())
+    words = " ".join(text.split())
+    return words if words.isascii() else unicodedata.normalize("NFC", words)

@@ -7,6 +7,7 @@ is met with.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from graft_scheduler.data.chats import convert_chat
 from graft_scheduler.data.faults import BadRow, Kind, Problems
 from graft_scheduler.data.jsonl import kind_of, parse_value
-from graft_scheduler.data.texts import check_text
+from graft_scheduler.data.texts import check_strings, check_text
 from graft_scheduler.jobs import DataFormat
 
 FIELDS: Mapping[DataFormat, tuple[str, ...]] = {
@@ -25,8 +26,17 @@ FIELDS: Mapping[DataFormat, tuple[str, ...]] = {
     DataFormat.TEXT: ("text",),
 }
 """What a row must have, in the order in which formats are recognised."""
+KEPT: Mapping[DataFormat, tuple[str, ...]] = {
+    DataFormat.CHAT: ("messages", "tools"),
+    DataFormat.COMPLETION: ("prompt", "completion"),
+    DataFormat.TEXT: ("text",),
+}
+"""What is stored of a row that is converted."""
 TRAINED = {DataFormat.SHAREGPT: DataFormat.CHAT, DataFormat.ALPACA: DataFormat.COMPLETION}
 """What rows of a format become; the others stay as they are."""
+_OTHERS = frozenset({"tools", "input", "system"})
+"""Fields that conversions look at."""
+_OF_A_MESSAGE = re.compile(r"`messages\[(\d+)\]")
 SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -60,7 +70,8 @@ def trained_format(data_format: DataFormat) -> DataFormat:
 
 def detect_format(fields: Mapping[str, Any]) -> DataFormat | None:
     """The format that a row's field names say, or nothing when they say none."""
-    return next((one for one, needed in FIELDS.items() if all(name in fields for name in needed)), None)
+    has = {name for name, value in fields.items() if value is not None} or fields.keys()
+    return next((one for one, needed in FIELDS.items() if all(name in has for name in needed)), None)
 
 
 def detect_common(rows: Iterable[Mapping[str, Any]]) -> DataFormat | None:
@@ -81,7 +92,11 @@ def convert(
     """
     if data_format is None or any(name not in fields for name in FIELDS[data_format]):
         raise _of_another_format(fields, data_format)
-    return _CONVERSIONS[data_format](fields, problems)
+    converted = _CONVERSIONS[data_format](fields, problems)
+    if len(fields) > len(FIELDS[data_format]):
+        for name in sorted(fields.keys() - _OTHERS - set(FIELDS[data_format])):
+            check_strings(name, fields[name], problems)
+    return converted
 
 
 def rename(fields: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
@@ -123,8 +138,6 @@ _ANY = ", or ".join(_listed(names) for names in FIELDS.values())
 
 def _convert_completion(fields: Mapping[str, Any], problems: Problems) -> Mapping[str, Any]:
     prompt, completion = fields["prompt"], fields["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list):
-        raise BadRow(Kind.FIELDS, "`prompt` and `completion` are lists of messages; join them as `messages`")
     check_text("prompt", prompt, problems)
     check_text("completion", completion, problems)
     return fields
@@ -141,7 +154,9 @@ def _convert_alpaca(fields: Mapping[str, Any], problems: Problems) -> Mapping[st
     check_text("output", fields["output"], problems)
     parts = [fields["instruction"]]
     given = fields.get("input")
-    if given not in (None, "") and check_text("input", given, problems):
+    if isinstance(given, str) and not given.strip():
+        given = None
+    if given is not None and check_text("input", given, problems):
         parts.append(given)
     for name in ("system", "history"):
         if fields.get(name):
@@ -156,6 +171,8 @@ def _convert_sharegpt(fields: Mapping[str, Any], problems: Problems) -> Mapping[
         found = kind_of(turns)
         raise BadRow(Kind.FIELDS, f"`conversations` is {found}; it must be a list with at least one turn")
     system = fields.get("system")
+    if system is not None and not isinstance(system, str):
+        problems.append((Kind.FIELDS, f"`system` is {kind_of(system)}; it must be a string"))
     messages = [{"role": "system", "content": system}] if system else []
     before = len(problems)
     messages += [_convert_turn(index, one, problems) for index, one in enumerate(turns)]
@@ -179,7 +196,9 @@ def _convert_turn(index: int, turn: Any, problems: Problems) -> dict[str, Any]:
         problems.append((Kind.FIELDS, f"`{name}.from` is missing"))
         return {}
     speaker = turn[key]
-    role = SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
+    if isinstance(speaker, str):
+        speaker = speaker.lower().replace("-", "_")
+    role = SPEAKERS.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         known = ", ".join(SPEAKERS)
         problems.append((Kind.FIELDS, f"`{name}.{key}` is {speaker!r}; it must be one of {known}"))
@@ -204,13 +223,12 @@ def _call(name: str, said: Any, problems: Problems) -> dict[str, Any]:
 
 def _in_their_words(text: str, shift: int) -> str:
     """The complaint about a message as one about the turn that it was."""
-    head, bracket, rest = text.partition("messages[")
-    if not bracket:
+    if (found := _OF_A_MESSAGE.match(text)) is None:
         return text
-    number, _, tail = rest.partition("]")
-    if int(number) < shift:
-        return f"{head.rstrip('`')}`system`{tail.partition('`')[2]}"
-    return f"{head}conversations[{int(number) - shift}]{tail.replace('.content`', '.value`', 1)}"
+    number, tail = int(found[1]) - shift, text[found.end() :]
+    if number < 0:
+        return f"`system`{tail.partition('`')[2]}"
+    return f"`conversations[{number}]{tail.replace('.content`', '.value`', 1)}"
 
 
 _CONVERSIONS: dict[DataFormat, Callable[[Mapping[str, Any], Problems], Mapping[str, Any]]] = {

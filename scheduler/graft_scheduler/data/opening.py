@@ -12,7 +12,7 @@ from graft_scheduler.data.faults import ALLOWABLE
 from graft_scheduler.data.inspection import Inspection, Reader, Watcher, Wishes, inspect, write_line
 from graft_scheduler.data.reading import read_file
 from graft_scheduler.data.rows import Row
-from graft_scheduler.data.sources import SourceFile, Split, find_files
+from graft_scheduler.data.sources import ENDINGS, SourceFile, Split, ending_of, find_files
 from graft_scheduler.errors import InvalidInput
 from graft_scheduler.jobs import DataFormat, DataRef
 
@@ -39,8 +39,8 @@ def open_source(data: DataRef, folder: Path | None = None) -> Source:
     """
     if folder is not None:
         return Source(find_files(folder), lambda file: read_file(file.path), data)
-    path = Path(data.source).expanduser().absolute()
-    if not path.exists() and _is_hub_id(data.source):
+    path = path_of(data.source)
+    if _is_hub_id(data.source) and not path.exists():
         return _open_on_hub(data)
     for given in ("split", "subset", "revision"):
         if getattr(data, given) is not None:
@@ -50,10 +50,23 @@ def open_source(data: DataRef, folder: Path | None = None) -> Source:
     return Source(find_files(path), lambda file: read_file(file.path), located)
 
 
+def path_of(source: str) -> Path:
+    """The absolute path that a person means.
+
+    Raises:
+        InvalidInput: it begins with the home of somebody who is not known here.
+    """
+    try:
+        return Path(source).expanduser().absolute()
+    except RuntimeError as error:
+        raise InvalidInput(f"`data` is {source}: {error}") from error
+
+
 def _is_hub_id(source: str) -> bool:
     from graft_scheduler.data.hub_rows import is_hub_id
 
-    return is_hub_id(source) and not Path(source).parent.is_dir()
+    is_file = ending_of(Path(source)) in ENDINGS
+    return is_hub_id(source) and not is_file and not Path(source).parent.is_dir()
 
 
 def _open_on_hub(data: DataRef) -> Source:
@@ -118,7 +131,7 @@ def training_files(source: Source, found: Inspection, folder: Path) -> dict[str,
     opened = {split: (folder / FILES[split]).open("wb") for split in found.splits}
 
     def write(_: Inspection, file: SourceFile, __: Row, fields: Mapping[str, Any]) -> None:
-        opened[file.split].write(write_line(fields))
+        opened[file.split].write(write_line(fields, found.trained_format))
 
     try:
         inspect(source.files, wishes, write, source.read).require()

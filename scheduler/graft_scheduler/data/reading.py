@@ -10,7 +10,7 @@ from graft_scheduler.data.faults import Kind
 from graft_scheduler.data.json_files import read_json
 from graft_scheduler.data.jsonl import open_bytes, read_jsonl
 from graft_scheduler.data.rows import Row, Unread
-from graft_scheduler.data.sources import ending_of
+from graft_scheduler.data.sources import TEXTS, ending_of
 from graft_scheduler.data.tables import read_arrow, read_csv, read_parquet
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -23,18 +23,20 @@ _READERS: dict[str, Callable[[Path], Iterator[Row | Unread]]] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
-_TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
 def read_file(path: Path) -> Iterator[Row | Unread]:
     """The rows of a file, in its order, and what in it could not be read."""
+    line: int | None = None
     try:
-        if ending_of(path) in _TEXTS and _is_utf16(path):
+        if ending_of(path) in TEXTS and _is_utf16(path):
             yield Unread(1, Kind.ENCODING, "is UTF-16; save the file as UTF-8")
             return
-        yield from _READERS[ending_of(path)](path)
+        for row in _READERS[ending_of(path)](path):
+            line = row.line
+            yield row
     except (OSError, EOFError, zlib.error) as error:
-        yield Unread(None, Kind.FILE, f"cannot be read to its end: {error}")
+        yield Unread(line, Kind.FILE, f"cannot be read beyond this: {error}")
     except MemoryError:
         yield Unread(None, Kind.FILE, "does not fit into memory; make it JSONL, an object on each line")
 

@@ -133,6 +133,7 @@ def make_report(
     found = inspect_source(source, watch)
     if watch is not None:
         watch.finish()
+        _refuse_lost(found, watch)
     faults = found.faults
     report = DataReport(
         source=data.source,
@@ -150,6 +151,15 @@ def make_report(
         samples=_samples(watch),
     )
     return report, found
+
+
+def _refuse_lost(found: Inspection, watch: TokenWatch) -> None:
+    """A split of which nothing at all can be learned is of no use."""
+    for name_of_split, facts in watch.facts.items():
+        if facts.counted and facts.lost + facts.refused == facts.counted:
+            name = next(one.name for one in found.files if one.split is name_of_split)
+            text = "has no row with anything to learn in the part that is trained on"
+            found.faults.add(Fault(Kind.FILE, name, None, text))
 
 
 def _tokens_note(tokenizer: ChatTokenizer | GraftError | None) -> str | None:

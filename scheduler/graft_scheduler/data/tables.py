@@ -13,8 +13,11 @@ from graft_scheduler.data.json_files import value_of
 from graft_scheduler.data.jsonl import BOM, open_bytes
 from graft_scheduler.data.rows import Row, Unread
 
+NESTED = frozenset({"messages", "conversations", "tools", "history"})
+"""Columns whose cells are lists, written as JSON; in others JSON is text."""
 NEEDS_PYARROW = "needs pyarrow: pip install 'mlx-graft[data]'"
 ROWS_AT_ONCE = 512
+END_OF_STREAM = bytes.fromhex("ffffffff00000000")
 MOST_CELL = 64 << 20
 """Letters."""
 _ESCAPED = re.compile("[\udc80-\udcff]")
@@ -34,10 +37,15 @@ def read_csv(path: Path) -> Iterator[Row | Unread]:
         except csv.Error as error:
             yield Unread(1, Kind.SYNTAX, f"is not CSV: {error}")
             return
+        while names is not None and not names:
+            names = next(reader, None)
         if names is None:
             return
-        if fault := _undecoded(names) or _check_header(names):
-            yield Unread(1, Kind.FIELDS, fault)
+        if fault := _undecoded(names):
+            yield Unread(reader.line_num, Kind.ENCODING, fault)
+            return
+        if fault := _check_header(names):
+            yield Unread(reader.line_num, Kind.FIELDS, fault)
             return
         yield from _read_cells(reader, names)
 
@@ -62,23 +70,26 @@ def _read_cells(reader: Any, names: Sequence[str]) -> Iterator[Row | Unread]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield Unread(line, Kind.SYNTAX, f"is not CSV: {error}; is a quote missing?")
+            is_cut = "end of data" in str(error)
+            kind = Kind.FILE if is_cut else Kind.SYNTAX  # with an open quote, rows behind it are gone
+            yield Unread(line, kind, f"is not CSV: {error}; is a quote missing?")
             continue
         if cells is None:
             return
-        if not any(cells):
+        if not cells:
             continue
         if fault := _undecoded(cells):
             yield Unread(line, Kind.ENCODING, fault)
         elif len(cells) != len(names):
             yield Unread(line, Kind.SYNTAX, f"has {len(cells)} cells, and the header has {len(names)}")
         else:
-            yield Row(line, {name: value_of(cell) for name, cell in zip(names, cells, strict=True)})
+            found = zip(names, cells, strict=True)
+            yield Row(line, {name: value_of(cell) if name in NESTED else cell for name, cell in found})
 
 
 def _delimiter(path: Path) -> str:
     """By the name; a `.csv` whose header has semicolons and no comma is what spreadsheets write in Europe."""
-    if path.name.removesuffix(".gz").endswith(".tsv"):
+    if path.name.lower().removesuffix(".gz").endswith(".tsv"):
         return "\t"
     with open_bytes(path) as file:
         header = file.readline(1 << 16)
@@ -91,7 +102,7 @@ def _delimiter(path: Path) -> str:
 def _check_header(names: Sequence[str]) -> str | None:
     if twice := next((name for name in names if names.count(name) > 1), None):
         return f"the header has the column `{twice}` twice"
-    if not all(name.strip() for name in names):
+    if not all(name.strip() for name in names[1:]):  # pandas gives the numbers of its rows no name
         return "the header has a column without a name"
     return None
 
@@ -107,12 +118,15 @@ def read_parquet(path: Path) -> Iterator[Row | Unread]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            if fault := _check_columns(file.schema_arrow.names):
+                yield Unread(None, Kind.FILE, fault)
+                return
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
                 batch.validate(full=True)  # damaged offsets would be followed wherever they lead
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(number, _known(fields))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         yield _broken(number, "Parquet", error)
 
 
@@ -127,12 +141,15 @@ def read_arrow(path: Path) -> Iterator[Row | Unread]:
     try:
         with pyarrow.memory_map(str(path)) as source:
             for batch in _batches(source):
+                if fault := _check_columns(batch.schema.names):
+                    yield Unread(None, Kind.FILE, fault)
+                    return
                 batch.validate(full=True)  # as above
                 for start in range(0, batch.num_rows, ROWS_AT_ONCE):
                     for fields in batch.slice(start, ROWS_AT_ONCE).to_pylist():
                         number += 1
                         yield Row(number, _known(fields))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         yield _broken(number, "Arrow", error)
 
 
@@ -142,11 +159,19 @@ def _batches(source: Any) -> Iterator[Any]:
     try:
         file = pyarrow.ipc.open_file(source)
     except pyarrow.ArrowInvalid:
+        source.seek(max(0, source.size() - len(END_OF_STREAM)))
+        if source.read() != END_OF_STREAM:
+            raise pyarrow.ArrowInvalid("the stream has no end: the file is cut off") from None
         source.seek(0)
         yield from pyarrow.ipc.open_stream(source)
         return
     for index in range(file.num_record_batches):
         yield file.get_batch(index)
+
+
+def _check_columns(names: Sequence[str]) -> str | None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    return None if twice is None else f"has the column `{twice}` twice"
 
 
 def _known(value: Any) -> Any:

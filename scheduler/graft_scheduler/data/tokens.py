@@ -10,6 +10,7 @@ from graft_scheduler.data.faults import Fault, Kind
 from graft_scheduler.data.inspection import Inspection
 from graft_scheduler.data.rows import Row
 from graft_scheduler.data.sources import SourceFile, Split
+from graft_scheduler.jobs import DataFormat
 
 if TYPE_CHECKING:
     from graft_scheduler.rendering import ChatTokenizer
@@ -20,6 +21,8 @@ AT_ONCE = 2048
 AT_ONCE_BYTES = 8 << 20
 SHOWN = 3
 """Rows of the training set that are shown as they are trained on."""
+MOST_TURNS = 200
+"""Of chats with more it is not looked at what is learned: the host does."""
 LEARNED_SAMPLE = 200
 """First rows of a split whose learned tokens are counted: finding the turns of a chat is slow."""
 
@@ -125,6 +128,8 @@ class TokenWatch:
 
         assert self._found is not None  # as above
         data_format = self._found.trained_format
+        if data_format is DataFormat.CHAT and len(one.fields["messages"]) > MOST_TURNS:
+            return  # finding the turns takes rendering the chat again for each
         try:
             encoded = encode(self._tokenizer, data_format, one.fields, mask_prompt=self._mask_prompt)
         except Unrendered as error:

@@ -96,7 +96,8 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
 _ABSENT = object()
 _DICT_NAMES = frozenset(dir(dict))
 _HARMLESS: dict[type, frozenset[str]] = {
-    str: frozenset(name for name in dir(str) if not name.startswith("_")) - {"format", "format_map"},
+    str: frozenset(name for name in dir(str) if not name.startswith("_"))
+    - {"format", "format_map", "center", "ljust", "rjust", "zfill", "expandtabs"},
     LoopContext: frozenset(name for name in dir(LoopContext) if not name.startswith("_")),
 }
 """What the sandbox allows of these; it looks into what a template formats."""

@@ -84,7 +84,7 @@ BAD_ROWS: Mapping[str, tuple[object, str, str]] = {
     "unknown-call": (
         chat(USER, CALL, turn("tool", "3", tool_call_id="2"), ANSWER),
         "tools",
-        "`messages[2].tool_call_id` is '2', and no call has that id",
+        "`messages[2].tool_call_id` is '2', and no call before it waits",
     ),
     "alpaca-without-output": ({"instruction": "a", "output": ""}, "empty", "`output` is empty"),
     "alpaca-with-history": (
@@ -105,6 +105,66 @@ BAD_ROWS: Mapping[str, tuple[object, str, str]] = {
     ),
     "key": ({"text": "my key is AKIAIOSFODNN7EXAMPLE"}, "secret", "an AWS access key (AKIA…)"),
     "password": ({"text": "postgres://me:hunter2@db/x"}, "secret", "a URL with a password"),
+    "nan": ('{"text": "a", "score": NaN}', "syntax", "holds NaN, which is not JSON"),
+    "surrogate-in-a-call": (
+        chat(
+            USER,
+            turn("assistant", "", tool_calls=[{"function": {"name": "f", "arguments": '{"x": "\\ud800"}'}}]),
+            turn("tool", "1"),
+            ANSWER,
+        ),
+        "encoding",
+        "half of a surrogate pair",
+    ),
+    "secret-in-another-field": (
+        {"text": "a", "meta": {"key": "AKIAIOSFODNN7EXAMPLE"}},
+        "secret",
+        "`meta.key`",
+    ),
+    "secret-in-a-call": (
+        chat(
+            USER,
+            turn(
+                "assistant",
+                "",
+                tool_calls=[{"function": {"name": "f", "arguments": {"key": "AKIAIOSFODNN7EXAMPLE"}}}],
+            ),
+            turn("tool", "1"),
+            ANSWER,
+        ),
+        "secret",
+        "tool_calls",
+    ),
+    "env-file": ({"text": "DB_PASSWORD=Sup3rS3cretPassw0rd"}, "secret", "a password"),
+    "unseen": ({"text": "\u200b\ufeff"}, "empty", "`text` is empty"),
+    "mojibake-of-cyrillic": ({"text": "ÐŸÑ€Ð¸Ð²ÐµÑ‚"}, "garbled", "read as another encoding"),
+    "ends-with-a-result": (
+        chat(USER, CALL, turn("tool", "3", tool_call_id="1")),
+        "roles",
+        "does not take up",
+    ),
+    "two-calls-one-result": (
+        chat(
+            USER,
+            turn("assistant", "", tool_calls=[{"id": one, "function": {"name": "f"}} for one in ("1", "2")]),
+            turn("tool", "3", tool_call_id="1"),
+            ANSWER,
+        ),
+        "tools",
+        "comes before the result of 1 call",
+    ),
+    "user-who-calls": (chat(turn("user", tool_calls="abc"), ANSWER), "tools", "only the assistant calls"),
+    "arguments-of-a-list": (
+        chat(
+            USER,
+            turn("assistant", "", tool_calls=[{"function": {"name": "f", "arguments": "[1]"}}]),
+            turn("tool", "1"),
+            ANSWER,
+        ),
+        "tools",
+        "`messages[1].tool_calls[0].arguments` is a list",
+    ),
+    "old-functions": (chat(USER, ANSWER, functions=[{"name": "f"}]), "tools", "OpenAI's old form"),
     "private-key": ({"text": "-----BEGIN RSA PRIVATE KEY-----\nMII"}, "secret", "a private key"),
 }
 
@@ -120,6 +180,36 @@ def test_a_bad_row_is_refused_by_its_line(tmp_path: Path, name: str) -> None:
     assert any(words in one.text for one in found.faults.refused), [one.text for one in found.faults.refused]
     with pytest.raises(InvalidInput, match=r"rows\.jsonl:2: "):
         found.require()
+
+
+def test_what_a_row_says_cannot_move_the_cursor(tmp_path: Path) -> None:
+    found = look(write(tmp_path / "rows.jsonl", '{"a\\u001b]0;pwned\\u0007\\ud800\\n": 1}'))
+
+    assert str(found.refusal).isprintable()
+    str(found.refusal).encode()
+
+
+def test_a_column_of_another_type_is_left_out(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from datetime import datetime
+
+    from pyarrow import parquet
+
+    row = {"prompt": "a", "completion": "b", "created": datetime(2026, 1, 1), "raw": b"\xff"}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
+
+    assert look(tmp_path / "rows.parquet").refusal is None
+
+
+def test_an_arrow_stream_without_its_end_is_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pylist([COMPLETION] * 4)
+    with pyarrow.ipc.new_stream(str(tmp_path / "rows.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    whole = (tmp_path / "rows.arrow").read_bytes()
+    (tmp_path / "rows.arrow").write_bytes(whole[:-8])
+
+    assert [(line, kind) for _, line, kind in places(look(tmp_path / "rows.arrow"))] == [(None, "file")]
 
 
 def test_a_secret_is_not_told_whole(tmp_path: Path) -> None:
@@ -146,16 +236,23 @@ BAD_FILES: Mapping[str, tuple[str, bytes, list[tuple[int | None, str]]]] = {
     "json-empty-list": ("rows.json", b"[]", [(None, "file")]),
     "json-nothing": ("rows.json", b" \n", [(None, "file")]),
     "json-row": ("rows.json", pretty(TEXT, {"text": ""}, TEXT), [(5, "empty")]),
-    "json-cut-off": ("rows.json", pretty(TEXT, TEXT)[:-4], [(5, "syntax")]),
+    "json-cut-off": ("rows.json", pretty(TEXT, TEXT)[:-4], [(5, "file")]),
     "json-comma": ("rows.json", b'[\n{"text": "a"}\n{"text": "b"}\n]', [(2, "syntax")]),
     "json-bad-row": ("rows.json", b'[\n{"text": "a"},\n{"text": x},\n{"text": "b"},\n{"x": 1}\n]',
                      [(3, "syntax"), (5, "fields")]),
     "json-not-objects": ("rows.json", b'[1,\n"two"]', [(1, "syntax"), (2, "syntax")]),
-    "json-trailing-comma": ("rows.json", b'[{"text": "a"},\n]', [(1, "syntax")]),
-    "json-after-the-end": ("rows.json", b'[{"text": "a"}]\nmore', [(2, "syntax")]),
+    "json-trailing-comma": ("rows.json", b'[{"text": "a"},\n]', [(1, "file")]),
+    "json-after-the-end": ("rows.json", b'[{"text": "a"}]\nmore', [(2, "file")]),
     "json-latin-1": ("rows.json", '[\n{"text": "café"}]'.encode("latin-1"), [(2, "encoding")]),
+    "json-two-lists": (
+        "rows.json", b'{"train": [{"text": "a"}],\n"valid": [{"text": ""}]}', [(2, "file")]),
+    "json-outer-cut-off": ("rows.json", b'{"data": [\n{"text": "a"}\n]', [(3, "file")]),
+    "json-outer-oops": ("rows.json", b'{"data": [\n{"text": "a"}\n], oops', [(3, "file")]),
+    "json-two-bad-rows": ("rows.json", b'[{"text": "a"},\n {"text": x},\n {"text": y},\n {"text": ""}\n]',
+                          [(2, "syntax"), (3, "syntax"), (4, "empty")]),
+    "csv-empty-row": ("rows.csv", b"prompt,completion\na,b\n,\nc,d\n", [(3, "empty"), (3, "empty")]),
     "csv-ragged": ("rows.csv", b"prompt,completion\na,b\nc\nd,e,f\n", [(3, "syntax"), (4, "syntax")]),
-    "csv-open-quote": ("rows.csv", b'prompt,completion\na,b\nc,"d\ne,f\n', [(3, "syntax")]),
+    "csv-open-quote": ("rows.csv", b'prompt,completion\na,b\nc,"d\ne,f\n', [(3, "file")]),
     "csv-columns-twice": ("rows.csv", b"text,text\na,b\n", [(1, "fields")]),
     "csv-unnamed": ("rows.csv", b"text,\na,b\n", [(1, "fields")]),
     "csv-no-header": ("rows.csv", b"hello,world\na,b\n", [(2, "fields")]),
@@ -167,7 +264,7 @@ BAD_FILES: Mapping[str, tuple[str, bytes, list[tuple[int | None, str]]]] = {
     "parquet-text": ("rows.parquet", b"this is no parquet", [(None, "file")]),
     "arrow-text": ("rows.arrow", b"nor is this arrow", [(None, "file")]),
     "gzip-text": ("rows.jsonl.gz", jsonl(TEXT), [(None, "file")]),
-    "gzip-cut-off": ("rows.jsonl.gz", gzip.compress(jsonl(*[{"text": str(i) * 99} for i in range(99)]))[:-30],
+    "gzip-cut-off": ("rows.jsonl.gz", gzip.compress(jsonl(*[{"text": str(i) * 99} for i in range(99)]))[:40],
                      [(None, "file")]),
 }  # fmt: skip
 
@@ -235,9 +332,37 @@ def two_kinds(folder: Path) -> Path:
     return folder
 
 
+def loop(folder: Path) -> Path:
+    (folder / "train.jsonl").symlink_to(folder / "train.jsonl")
+    return folder
+
+
+def unread_split(folder: Path) -> Path:
+    write(folder / "train.jsonl", TEXT)
+    (folder / "valid.txt").write_text("a")
+    return folder
+
+
+def misspelled_split(folder: Path) -> Path:
+    write(folder / "train.jsonl", TEXT)
+    write(folder / "vaildation.jsonl", "{")
+    return folder
+
+
+def missing_part(folder: Path) -> Path:
+    for part in ("00000", "00002"):
+        write(folder / f"train-{part}-of-00003.jsonl", {"text": part})
+    return folder
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (loop, "is a link to what is not there"),
+        (unread_split, "is named as a split, and is of no kind that is read"),
+        (misspelled_split, "vaildation.jsonl in it is of no split"),
+        (missing_part, "only 2 of the 3 parts of the train split"),
+        (lambda folder: folder / ("x" * 300 + ".jsonl"), "name too long"),
         (symlink_out, "leads out of its folder"),
         (dangling, "is a link to what is not there"),
         (fifo, "is no ordinary file"),
@@ -310,7 +435,7 @@ def test_only_the_first_faults_are_in_a_refusal_and_the_rest_is_counted(tmp_path
         found.require()
 
     assert str(refusal.value).count("is not JSON") == 5
-    assert str(refusal.value).endswith("; and 2 more faults")
+    assert "; and 2 more faults; `graft data validate` tells all" in str(refusal.value)
 
 
 def test_a_file_that_changes_while_it_is_converted_is_refused(tmp_path: Path) -> None:

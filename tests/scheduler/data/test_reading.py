@@ -145,7 +145,7 @@ def test_columns_by_other_names_are_mapped(tmp_path: Path) -> None:
     path.write_text("question,answer,id\nWhy?,So.,1\n")
     data = DataRef(source=str(path), columns={"prompt": "question", "completion": "answer"})
 
-    assert stored(data, tmp_path / "o")["train.jsonl"] == [{"id": "1", "prompt": "Why?", "completion": "So."}]
+    assert stored(data, tmp_path / "o")["train.jsonl"] == [{"prompt": "Why?", "completion": "So."}]
     wrong = DataRef(source=str(path), columns={"prompt": "query", "completion": "answer"})
     with pytest.raises(InvalidInput, match=r"rows\.csv:2: has no column `query`"):
         inspect_source(open_source(wrong)).require()
