@@ -28,8 +28,8 @@ MOST_CHARACTERS = 1 << 25
 """In a text that a template puts together, or items in a list."""
 MOST_BITS = 1 << 16
 """Of a number."""
-ENDLESS = 3
-"""A template that ran out of steps so often is not tried again."""
+ENDLESS = 9
+"""A template that ran out of steps so often in a row is not tried again; a chat is rendered a few times."""
 
 
 class TemplateBound(Exception):
@@ -42,6 +42,8 @@ class Steps(threading.local):
     left: int = 0
     deadline: float = 0.0
     exhausted: int = 0
+    ended: bool = True
+    """The rendering before did."""
 
     def begin(self) -> None:
         """Before a rendering.
@@ -49,8 +51,11 @@ class Steps(threading.local):
         Raises:
             TemplateBound: the template did not end too often already.
         """
+        if self.ended:
+            self.exhausted = 0
         if self.exhausted >= ENDLESS:
-            raise TemplateBound(f"it did not end for {ENDLESS} chats before this one")
+            raise TemplateBound("it did not end for several chats before this one")
+        self.ended = True
         self.left, self.deadline = MOST_STEPS, time.thread_time() + MOST_SECONDS
 
     def take(self, value: Any) -> None:
@@ -63,6 +68,7 @@ class Steps(threading.local):
         self.left -= 1
         if self.left < 0 or (self.left % LOOKED_AT == 0 and time.thread_time() > self.deadline):
             self.exhausted += 1
+            self.ended = False
             raise TemplateBound(f"it does not end within {MOST_STEPS:,} steps or {MOST_SECONDS:.0f} seconds")
 
 
