@@ -18,6 +18,7 @@ from graft_scheduler.states import HostId
 from graft_worker.access import RETRY_SECONDS, Access, token_sign
 from graft_worker.cache.host_cache import HostCache
 from graft_worker.cache.items import Item, model_item
+from graft_worker.cache.notes import Note
 from graft_worker.cache.uses import Uses
 from graft_worker.cached_models import cached_models, hub_cache
 from graft_worker.hub_fetching import NoAccess, fetch_from_hub
@@ -185,6 +186,34 @@ def test_what_the_owner_has_already_stays_the_owners(hub: Hub, cache: HostCache,
     assert (cache.note(item).is_ours, cache.note(item).is_whole) == (False, True)
     hub.is_away = True
     assert fetch(cache, hub.models[NAME].commit) == item
+
+
+def test_what_was_brought_for_mlx_lm_alone_is_whole_without_a_hub_or_with_one_that_refuses(
+    hub: Hub, cache: HostCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its library notes what else the repository has, and would call a snapshot without it incomplete."""
+    commit = hub.models[NAME].commit
+    code = (
+        "from huggingface_hub import snapshot_download; from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS\n"
+        f"snapshot_download({NAME!r}, allow_patterns=DEFAULT_ALLOW_PATTERNS)"
+    )
+    pytest.importorskip("mlx_lm", reason="its patterns are meant")
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    hub.models[NAME].tokens = frozenset({"hf_right"})
+
+    item = fetch(cache, commit)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code = (
+        "import sys; from graft_scheduler.jobs import ModelRef; from graft_worker.engine import loading\n"
+        "print(loading.find_model(ModelRef(source=sys.argv[1], revision=sys.argv[2])))"
+    )
+    found = subprocess.run([sys.executable, "-c", code, NAME, commit], capture_output=True, text=True)
+
+    assert not (cache.folder(item) / "README.md").exists()
+    assert (cache.note(item).is_ours, cache.note(item).is_whole) == (False, True)
+    cache.write_note(item, Note())
+    assert fetch(cache) == item
+    assert found.stdout.strip() == str(cache.folder(item)), found.stderr
 
 
 def test_who_does_not_wait_any_more_leaves_no_process(hub: Hub, cache: HostCache) -> None:

@@ -12,11 +12,12 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from graft_scheduler.hub import HUB_PATTERNS
+from graft_scheduler.hub import LICENCE_PATTERNS, MODEL_PATTERNS
 from graft_worker.cache.disk import is_disk_full
 from graft_worker.cached_models import has_weights
 
@@ -92,7 +93,9 @@ def _missing(repository: str, commit: str, files: list[Any]) -> Iterator[int]:
     from huggingface_hub import try_to_load_from_cache
 
     for file in files:
-        is_wanted = any(fnmatchcase(file.rfilename, pattern) for pattern in HUB_PATTERNS)
+        is_wanted = any(
+            fnmatchcase(file.rfilename, pattern) for pattern in (*MODEL_PATTERNS, *LICENCE_PATTERNS)
+        )
         here = try_to_load_from_cache(repository, file.rfilename, revision=commit)
         if is_wanted and not isinstance(here, str):
             yield file.size or 0
@@ -104,7 +107,7 @@ def _local(repository: str, revision: str | None) -> str | None:
 
     try:
         folder = snapshot_download(
-            repository, revision=revision, local_files_only=True, allow_patterns=list(HUB_PATTERNS)
+            repository, revision=revision, local_files_only=True, allow_patterns=list(MODEL_PATTERNS)
         )
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
@@ -115,7 +118,9 @@ def _download(repository: str, revision: str | None, commit: str) -> None:
     """The files at this commit; a branch that was asked for is noted, as the hub's library would."""
     from huggingface_hub import snapshot_download
 
-    folder = snapshot_download(repository, revision=commit, allow_patterns=list(HUB_PATTERNS))
+    folder = snapshot_download(repository, revision=commit, allow_patterns=list(MODEL_PATTERNS))
+    with suppress(Exception):  # the model is whole without them
+        snapshot_download(repository, revision=commit, allow_patterns=list(LICENCE_PATTERNS))
     if revision != commit and ".." not in (revision or ""):
         ref = Path(folder).parent.parent / "refs" / (revision or "main")
         ref.parent.mkdir(parents=True, exist_ok=True)
