@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -41,10 +41,10 @@ FILES = {
 class Patience:
     """Waits until it is told not to."""
 
-    gives_up: threading.Event = field(default_factory=threading.Event)
+    is_over: Callable[[], bool] = lambda: False
 
     def check(self) -> None:
-        if self.gives_up.is_set():
+        if self.is_over():
             raise TimeoutError
 
     def tell(self, what: str, brought: int, total: int) -> None:
@@ -188,6 +188,29 @@ def test_what_the_owner_has_already_stays_the_owners(hub: Hub, cache: HostCache,
     assert fetch(cache, hub.models[NAME].commit) == item
 
 
+def test_a_fetch_that_is_given_up_keeps_whole_files_and_leaves_no_part_of_one(
+    hub: Hub, cache: HostCache
+) -> None:
+    hub.models[NAME].files["model.safetensors"] = b"w" * 20_000_000
+    hub.rests_after = 5_000_000
+    blobs = hub_cache() / "models--org--tiny" / "blobs"
+    watch = Patience(lambda: hub.rests and any(blobs.glob("*.incomplete")))
+
+    with pytest.raises(TimeoutError):
+        fetch(cache, None, watch)
+
+    assert not list(blobs.glob("*.incomplete"))
+    orphan, others = blobs / "e1.0123abcd.incomplete", blobs / "e2.0123abcd.incomplete"
+    lock = hub_cache() / ".locks" / "models--org--tiny" / "e2.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    for path in (orphan, others, lock):
+        path.touch()
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        cache.tidy()
+        assert [path.name for path in blobs.glob("*.incomplete")] == [others.name]
+
+
 def test_what_was_brought_for_mlx_lm_alone_is_whole_without_a_hub_or_with_one_that_refuses(
     hub: Hub, cache: HostCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,8 +242,7 @@ def test_what_was_brought_for_mlx_lm_alone_is_whole_without_a_hub_or_with_one_th
 def test_who_does_not_wait_any_more_leaves_no_process(hub: Hub, cache: HostCache) -> None:
     import psutil
 
-    watch = Patience()
-    watch.gives_up.set()
+    watch = Patience(lambda: True)
 
     with pytest.raises(TimeoutError):
         fetch(cache, None, watch)

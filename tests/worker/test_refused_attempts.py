@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from graft_scheduler import keys
 from graft_scheduler.demand import Demand, Request
+from graft_scheduler.jobs import TrainJob
+from graft_scheduler.records import JobRecord
 from graft_scheduler.rooms import Placement
 from graft_scheduler.states import HostId, JobId, JobState
 from graft_scheduler.transitions import Window
 from graft_worker.cached_models import hub_cache
 from graft_worker.preparation import Worker
 from graft_worker.supervisor import supervise
-from graft_scheduler import keys
-from graft_scheduler.jobs import TrainJob
-from graft_scheduler.records import JobRecord
 from tests.hub import running_hub
 from tests.worker.test_warm_attempts import GIB, worker
 

@@ -1,8 +1,8 @@
 """Fetches a model from the hub in a process of its own: `python -m graft_worker.hub_command REPO [REVISION]`.
 
 It says in a line of JSON what is to be fetched, waits for a line on stdin, fetches, and says so; or says
-what went wrong. It leaves as soon as stdin ends: nobody waits for it then. What it brought stays, and the
-next one goes on from there.
+what went wrong. It leaves as soon as stdin ends: nobody waits for it then. The files that it brought whole
+stay, and the next one fetches the others.
 """
 
 from __future__ import annotations

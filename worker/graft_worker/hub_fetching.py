@@ -22,6 +22,7 @@ from typing import Any, Protocol, Self
 from graft_scheduler.errors import InvalidInput, StoreError, Unreachable
 from graft_worker.cache.host_cache import HostCache, folder_bytes
 from graft_worker.cache.items import Item, hub_folder, model_item
+from graft_worker.cache.leftovers import clear_blob_partials
 from graft_worker.cache.notes import Note
 from graft_worker.cache.uses import Uses
 from graft_worker.cached_models import has_weights, is_at_hand
@@ -82,8 +83,14 @@ def fetch_from_hub(cache: HostCache, repository: str, revision: str | None, uses
         item = model_item(f"{repository}@{plan.commit}")
         folder = cache.use(item, uses)
         _note_ours(cache, item, folder)
-        with cache.room(folder, plan.bytes, item.name):
-            child.fetch(hub_folder(cache.hub, repository) / "blobs", plan)
+        place = hub_folder(cache.hub, repository)
+        clear_blob_partials(place)
+        try:
+            with cache.room(folder, plan.bytes, item.name):
+                child.fetch(place / "blobs", plan)
+        finally:
+            child.end()
+            clear_blob_partials(place)
     cache.write_note(item, cache.note(item).model_copy(update={"is_whole": True}))
     return item
 
@@ -114,9 +121,13 @@ class HubChild:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """It is not needed any more, and what it was at stays as it is."""
         self._process.kill()
         self._process.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
         self._reader.join()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None

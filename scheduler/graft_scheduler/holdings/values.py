@@ -65,7 +65,7 @@ class HeldModel(Value):
     """Graft brought it; what the machine's owner downloaded is never removed."""
     is_in_use: bool = False
     is_whole: bool = True
-    """Not while it is fetched, or where that was given up; the next fetch goes on from there."""
+    """Not while it is fetched, or where that was given up; the next fetch keeps the files that are whole."""
 
     def is_meant(self, text: str) -> bool:
         """Whether somebody may mean this model: by its name, a beginning of it that has all of the hub id, a

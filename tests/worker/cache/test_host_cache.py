@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -262,6 +263,23 @@ def test_a_removal_that_died_half_way_leaves_no_model_and_is_finished_later(
     assert disk.left() == 400 * KB
     disk.cache().tidy()
     assert disk.left() == 1000 * KB
+
+
+def test_what_was_half_fetched_from_the_store_goes_after_a_day_unless_somebody_is_at_it(disk: Disk) -> None:
+    items = {letter: model_item("sha256:" + letter * 64) for letter in "abc"}
+    cache, uses = disk.cache(), Uses()
+    cache.use(items["c"], uses)
+    for letter, days in (("a", 0), ("b", 2), ("c", 2)):
+        partial = cache.root / "models" / f".{letter * 64}.{letter * 16}.partial"
+        partial.mkdir(parents=True)
+        (partial / "model.safetensors").write_bytes(b"x")
+        for path in (partial / "model.safetensors", partial):
+            os.utime(path, (time.time() - days * 86_400 - 60,) * 2)
+
+    cache.tidy()
+
+    assert sorted(path.name[1] for path in (cache.root / "models").iterdir()) == ["a", "c"]
+    uses.close()
 
 
 def test_a_job_that_begins_on_a_model_has_it_or_sees_that_it_is_gone(disk: Disk) -> None:

@@ -18,6 +18,7 @@ from graft_scheduler.settings import Settings
 from graft_scheduler.states import HostId
 from graft_worker.cache.disk import device_of, is_disk_full, spare_bytes
 from graft_worker.cache.items import Item, Kind, items_in
+from graft_worker.cache.leftovers import clear_leftovers
 from graft_worker.cache.notes import Note, forget_note, read_note, write_note
 from graft_worker.cache.removal import finish_removals, remove_item
 from graft_worker.cache.uses import Uses, alone, used_at
@@ -186,8 +187,9 @@ class HostCache:
             return entry.bytes
 
     def tidy(self) -> None:
-        """Finish what a worker that died had begun to remove."""
+        """Finish what a worker that died had begun to remove, and clear what it had half fetched."""
         finish_removals(self.root, self.hub)
+        clear_leftovers(self.root, self.hub)
 
     def _make_room(self, folder: Path, needed: int, what: str) -> None:
         entries = self.entries()
