@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -43,3 +44,22 @@ def test_a_job_that_finds_no_room_fails_with_class_store_and_its_host_says_how_l
     assert told["free_disk_bytes"] == 96 * 1024
     assert list((worker.folder.cache / "models").glob("*")) == []
     worker.transitions.cancel(JobId("j1"), "ada")
+
+
+def test_a_share_of_a_disk_that_is_full_for_something_else_than_a_fetch_takes_no_other_job(
+    bench: Bench, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person's share of a disk may be full where the disk itself has room."""
+    monkeypatch.setattr("graft_worker.attempt.prepare", raise_full)
+    assert worker.cache.free_bytes() > 0
+
+    record = bench.run("j1", bench.job())
+
+    assert (record.state, record.stalled) == (JobState.QUEUED, 1)
+    assert worker.cache.free_bytes() == 0
+    assert worker.info.free_disk_bytes == 0
+    worker.transitions.cancel(JobId("j1"), "ada")
+
+
+def raise_full(*_: object) -> None:
+    raise OSError(errno.EDQUOT, "Disk quota exceeded")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from graft_scheduler.errors import InvalidInput, StoreError, Unreachable
+from graft_scheduler.jobs import parse_job
 from graft_scheduler.settings import load_settings
 from graft_scheduler.states import HostId
 from graft_worker.access import RETRY_SECONDS, Access, token_sign
@@ -137,6 +140,27 @@ def test_a_revision_that_is_not_there_is_the_jobs_mistake_and_a_hub_that_is_away
     hub.is_away = True
     with pytest.raises(Unreachable, match=r"org/tiny is not on this host, and the hub does not answer"):
         fetch(cache, "f" * 40)
+
+
+@pytest.mark.parametrize("revision", ["/tmp/elsewhere", "../../elsewhere"])
+def test_a_revision_that_leads_out_of_the_cache_is_refused(cache: HostCache, revision: str) -> None:
+    with pytest.raises(InvalidInput, match="must be a branch, a tag or a commit"):
+        fetch(cache, revision)
+    with pytest.raises(InvalidInput, match=r"`model.revision` is .* it must be a branch, a tag or a commit"):
+        parse_job(
+            json.dumps(
+                {"kind": "train", "model": {"source": NAME, "revision": revision}, "data": {"source": "d"}}
+            )
+        )
+
+
+def test_what_a_library_prints_on_the_way_is_no_word_of_the_child(
+    hub: Hub, cache: HostCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('{not JSON', '{}', '[1]', sep='\\n', flush=True)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+    assert fetch(cache).repository == NAME
 
 
 def test_without_room_nothing_is_fetched(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

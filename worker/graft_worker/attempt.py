@@ -113,6 +113,7 @@ class Attempt:
             return self._failed(FailureClass.STORE, str(error))
         except OSError as error:
             if is_disk_full(error):
+                self._worker.cache.note_full()
                 return self._failed(FailureClass.STORE, f"the host's disk is full: {error}")
             return self._failed(FailureClass.HOST, f"the host's disk or system failed: {error}")
         except Exception as error:  # an attempt must not end without an outcome
@@ -273,6 +274,8 @@ class Attempt:
             case Done(stopped=StopReason() as reason, result=result):
                 return self._stopped(reason, result)
             case Failed(failure=failure, text=text):
+                if last_word.is_disk_full:
+                    self._worker.cache.note_full()
                 return self._failed(failure, text)
             case None if self._keeper.stop_reason is not None:
                 return self._stopped(self._keeper.stop_reason)

@@ -121,7 +121,7 @@ def _download(repository: str, revision: str | None, commit: str) -> None:
     folder = snapshot_download(repository, revision=commit, allow_patterns=list(MODEL_PATTERNS))
     with suppress(Exception):  # the model is whole without them
         snapshot_download(repository, revision=commit, allow_patterns=list(LICENCE_PATTERNS))
-    if revision != commit and ".." not in (revision or ""):
+    if revision != commit:
         ref = Path(folder).parent.parent / "refs" / (revision or "main")
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)

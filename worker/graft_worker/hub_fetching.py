@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol, Self
 
 from graft_scheduler.errors import InvalidInput, StoreError, Unreachable
+from graft_scheduler.jobs import leads_out
 from graft_worker.cache.host_cache import HostCache, folder_bytes
 from graft_worker.cache.items import Item, hub_folder, model_item
 from graft_worker.cache.leftovers import clear_blob_partials
@@ -33,6 +34,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 POLL_SECONDS = 0.25
 TELL_SECONDS = 2.0
 """Between two looks at how much has come."""
+WORDS = {"commit", "done", "error"}
+"""Of which each thing that the child says has one."""
 STALLED_SECONDS = 300.0
 """A fetch in which nothing comes for so long is given up."""
 
@@ -77,6 +80,10 @@ def fetch_from_hub(cache: HostCache, repository: str, revision: str | None, uses
         folder = cache.use(item, uses)
         if cache.note(item).is_whole and is_at_hand(cache.root, item, folder):
             return item
+    if revision is not None and leads_out(revision):
+        raise InvalidInput(
+            f"the revision of {repository} is {revision!r}; it must be a branch, a tag or a commit"
+        )
     watch.check()
     with HubChild(repository, revision, watch) as child:
         plan = child.plan()
@@ -136,7 +143,13 @@ class HubChild:
 
     def plan(self) -> Plan:
         """What it would fetch."""
-        said = self._next(lambda: None)
+        growth = _Growth(time.monotonic())
+
+        def look() -> None:
+            if growth.is_stalled(0, time.monotonic()):
+                raise Unreachable(f"the hub says nothing of {self._repository}; it is tried again")
+
+        said = self._next(look)
         return Plan(str(said["commit"]), int(said["bytes"]))
 
     def fetch(self, blobs: Path, plan: Plan) -> None:
@@ -174,8 +187,8 @@ class HubChild:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith(b"{"):
-                self._said.put(json.loads(line))
+            if (said := _parsed(line)) is not None:
+                self._said.put(said)
             else:  # something that a library printed
                 logger.info("fetching %s: %s", self._repository, line.decode(errors="replace").rstrip())
         self._said.put({"error": "away", "text": "the process that fetches it ended without a word"})
@@ -199,6 +212,15 @@ class _Growth:
         if brought != self.brought:
             self.brought, self.since = brought, now
         return now - self.since > STALLED_SECONDS
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """What the child says in this line; nothing if it was not the child."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) and said.keys() & WORDS else None
 
 
 def _error(repository: str, said: dict[str, Any]) -> Exception:
