@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 
 from graft_scheduler.errors import InvalidInput, StoreError, Unreachable
 from graft_scheduler.jobs import leads_out
-from graft_worker.cache.host_cache import HostCache, folder_bytes
+from graft_worker.cache.host_cache import Coming, HostCache, folder_bytes
 from graft_worker.cache.items import Item, hub_folder, model_item
 from graft_worker.cache.leftovers import clear_blob_partials
 from graft_worker.cache.notes import Note
@@ -93,8 +93,8 @@ def fetch_from_hub(cache: HostCache, repository: str, revision: str | None, uses
         place = hub_folder(cache.hub, repository)
         clear_blob_partials(place)
         try:
-            with cache.room(folder, plan.bytes, item.name):
-                child.fetch(place / "blobs", plan)
+            with cache.room(folder, plan.bytes, item.name) as coming:
+                child.fetch(place / "blobs", plan, coming)
         finally:
             child.end()
             clear_blob_partials(place)
@@ -152,7 +152,7 @@ class HubChild:
         said = self._next(look)
         return Plan(str(said["commit"]), int(said["bytes"]))
 
-    def fetch(self, blobs: Path, plan: Plan) -> None:
+    def fetch(self, blobs: Path, plan: Plan, coming: Coming) -> None:
         """Have it fetched; `blobs` is where it goes."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended, which the next thing it said tells
@@ -167,6 +167,7 @@ class HubChild:
             brought = max(0, folder_bytes(blobs) - before)
             if growth.is_stalled(brought, time.monotonic()):
                 raise Unreachable(f"the hub sends nothing of {self._repository} any more; it is tried again")
+            coming.brought = min(brought, plan.bytes)
             self._watch.tell(self._repository, min(brought, plan.bytes), plan.bytes)
 
         self._next(look)

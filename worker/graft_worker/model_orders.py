@@ -123,7 +123,7 @@ class ModelOrders:
         watch.tell(wish.model, 0, 0)
         try:
             if wish.model.startswith("sha256:"):
-                folder = fetch_from_store(worker, model_item(wish.model), uses, wish.source)
+                folder = fetch_from_store(worker, model_item(wish.model), uses, watch, wish.source)
             else:
                 repository, _, revision = wish.model.partition("@")
                 item = fetch_from_hub(worker.cache, repository, revision or None, uses, watch)
