@@ -51,6 +51,11 @@ class Hub:
     sent_bytes: int = 0
     cut_after: int | None = None
     """The next connection that sends more than this breaks off there, once."""
+    rests_after: int | None = None
+    """A connection that sends more than this sends nothing more after it, until the hub ends."""
+    rests: bool = False
+    """One does."""
+    is_over: threading.Event = field(default_factory=threading.Event)
     is_away: bool = False
     """It answers 503 to everything."""
 
@@ -77,6 +82,7 @@ def running_hub() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.is_over.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -171,6 +177,9 @@ class _Handler(BaseHTTPRequestHandler):
             most, hub.cut_after = hub.cut_after, None
             self.close_connection = True
         for start in range(0, most, CHUNK_BYTES):
+            if hub.rests_after is not None and start > hub.rests_after:
+                hub.rests = True
+                hub.is_over.wait()
             self.wfile.write(body[start : min(start + CHUNK_BYTES, most)])
         hub.sent_bytes += most
 

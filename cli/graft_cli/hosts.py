@@ -9,6 +9,7 @@ import typer
 
 from graft_cli.amounts import age, size
 from graft_cli.asking import confirmed
+from graft_cli.models import short
 from graft_cli.options import AsJson, RedisUrl, connect
 from graft_cli.output import out
 
@@ -86,8 +87,9 @@ def events(host: HostArgument, as_json: AsJson = False, redis_url: RedisUrl = No
         out.json([{"at": one.at, "name": one.name, **one.data} for one in found])
         return
     rows = [
-        (age(time.time() - one.at), one.name, *(str(one.data.get(part, "")) for part in EVENT_PARTS))
+        (age(time.time() - one.at), one.name, action, short(model), text)
         for one in found
+        for action, model, text in [[str(one.data.get(part, "")) for part in EVENT_PARTS]]
     ]
     out.table(("AT", "EVENT", "ORDER", "MODEL", "DETAIL"), rows, shrink=(3, 4))
 

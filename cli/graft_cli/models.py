@@ -97,8 +97,11 @@ def rm(
 ) -> None:
     """Free the hosts' disks of a base; refused while it is in use, pinned, or not fetched by Graft."""
     with connect(redis_url) as client:
-        where = ", ".join(hosts or ()) or "every host"
-        if not yes and not confirmed(f"Remove {model} from {where}?"):
+        found = client.models.meant(model, hosts or ())
+        what = ", ".join(
+            f"{short(held.name)} ({size(held.bytes)}) from {host.info.name}" for host, held in found
+        )
+        if not yes and not confirmed(f"Remove {what}?"):
             raise typer.Exit
         asked = client.models.remove(model, hosts or ())
         _finish(client.models.wait(asked, timeout) if wait else asked, wait=wait, as_json=as_json)

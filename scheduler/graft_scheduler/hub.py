@@ -21,7 +21,7 @@ from graft_scheduler.basemodels import (
 from graft_scheduler.errors import InvalidInput, NotAllowed
 from graft_scheduler.tensors import Tensor
 
-HUB_PATTERNS = (
+MODEL_PATTERNS = (
     "*.json",
     "model*.safetensors",
     "*.py",
@@ -31,10 +31,12 @@ HUB_PATTERNS = (
     "*.txt",
     "*.jsonl",
     "*.jinja",
-    "README.md",
-    "LICENSE*",
 )
-"""The files of a repository that mlx-lm loads, and those that tell its licence; no others are fetched."""
+"""The files of a repository that mlx-lm loads, by its own patterns: a snapshot that has them all is whole,
+whoever brought it.
+"""
+LICENCE_PATTERNS = ("README.md", "LICENSE*")
+"""Those that tell its licence: fetched as well, and never needed. No others are fetched."""
 HUB_TIMEOUT_SECONDS = 5.0
 """A submit waits this long for a hub that does not answer, and goes on without it."""
 

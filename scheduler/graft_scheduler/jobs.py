@@ -32,6 +32,11 @@ from graft_scheduler.states import Digest
 MIB = 1 << 20
 
 
+def leads_out(revision: str) -> bool:
+    """Whether the revision, taken as the name of a file, may lie outside the folder that it is meant for."""
+    return revision.startswith("/") or ".." in revision or "\0" in revision
+
+
 class ModelRef(Spec):
     """A base model: a folder on the submitter's machine, or a hub id."""
 
@@ -41,6 +46,14 @@ class ModelRef(Spec):
     digest: Digest | None = None
     """Set at submit for a local folder: its name in the store."""
     trust_remote_code: bool = False
+
+    @field_validator("revision")
+    @classmethod
+    def _inside(cls, value: str | None) -> str | None:
+        """Hosts keep a file of that name."""
+        if value is not None and leads_out(value):
+            raise ValueError(f"`model.revision` is {value!r}; it must be a branch, a tag or a commit")
+        return value
 
 
 class DataFormat(StrEnum):

@@ -246,6 +246,8 @@ class Failed(Message):
     failure: FailureClass
     text: str
     """One line for a person; the traceback is in the log."""
+    is_disk_full: bool = False
+    """The host's, as the runner found it."""
 
 
 SupervisorMessage = Start | Extend | Stop | Shrink | Exit

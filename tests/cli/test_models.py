@@ -66,7 +66,7 @@ def test_models_are_listed_with_their_hosts_newest_use_and_what_keeps_them(
 def test_models_are_pinned_by_what_people_call_them_and_hosts_hear_of_it(
     service: Graft, board: Board
 ) -> None:
-    for name in ("/home/ada/llama", "abababab", STORED[:20]):
+    for name in ("/home/ada/llama", "llama", "abababab", STORED[:20]):
         assert service("model", "pin", name, "--json").json == [{"host": "mac-a", "model": STORED}]
         assert board.orders(HostId("a"))[1] == {STORED}
         assert service("model", "unpin", name).stdout == f"mac-a  {STORED}\n"
@@ -80,7 +80,13 @@ def test_models_are_pinned_by_what_people_call_them_and_hosts_hear_of_it(
 
 
 def test_removing_asks_first_and_waiting_tells_how_it_went(service: Graft, board: Board) -> None:
-    assert service("model", "rm", "org/name").code == 2
+    unsure = service("model", "rm", "org/name")
+    assert unsure.code == 2
+    assert (
+        "Remove org/name@c0ffeec0ffee (300 MB) from mac-a, org/name@c0ffeec0ffee (300 MB) from mac-b?"
+        in " ".join(unsure.stderr.split())
+    )
+    assert service("model", "rm", "org/other").code == 3
     asked = service("model", "rm", "org/name", "--host", "mac-a", "--yes")
     (wish,), _ = board.orders(HostId("a"))
 
@@ -96,6 +102,8 @@ def test_removing_asks_first_and_waiting_tells_how_it_went(service: Graft, board
     assert "it is in use" in service("model", "ls").stdout
     events = service("hosts", "events", "mac-a")
     assert [line.split()[2] for line in events.stdout.splitlines()[1:]] == ["asked", "asked", "failed"]
+    assert HUB not in events.stdout
+    assert "org/name@c0ffeec0ffee" in events.stdout
 
 
 def test_a_folder_is_put_into_the_store_once_and_what_is_no_model_is_refused(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from graft_scheduler.errors import Conflict, InvalidInput, StoreError, Unreachable
 from graft_scheduler.states import Digest
 from graft_scheduler.store import Store, open_store
-from graft_scheduler.store.depots import Source
+from graft_scheduler.store.depots import CHUNK_BYTES, Source
 from graft_scheduler.store.folder import FolderDepot
 from graft_scheduler.store.partials import ABANDONED_SECONDS
 from graft_scheduler.store.writers import WRITER
@@ -363,6 +363,26 @@ def test_a_file_is_not_taken_for_a_folder(store: Store, tmp_path: Path) -> None:
 
     with pytest.raises(StoreError, match="does not name a folder"):
         store.get_folder(digest, tmp_path / "dest")
+
+
+def test_whoever_waits_for_a_folder_may_give_up_and_the_next_goes_on_from_there(
+    store: Store, tmp_path: Path
+) -> None:
+    content = bytes(range(256)) * (4 * CHUNK_BYTES // 256)
+    digest = store.put_folder(write_files(tmp_path / "in", {"a": content}))
+
+    def give_up(size: int) -> None:
+        if size:
+            raise KeyError("nobody waits")
+
+    with pytest.raises(KeyError):
+        store.get_folder(digest, tmp_path / "dest", note=give_up)
+    assert not (tmp_path / "dest").exists()
+    brought: list[int] = []
+    store.get_folder(digest, tmp_path / "dest", note=brought.append)
+
+    assert files_below(tmp_path / "dest") == {"a": content}
+    assert brought == [CHUNK_BYTES] * 4
 
 
 # --- dest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from redis import Redis
 
 from graft_scheduler import keys
 from graft_scheduler.states import JobId, JobState
-from graft_worker.preparation import Worker
+from graft_scheduler.store.depots import CHUNK_BYTES
+from graft_worker.cache.items import model_item
+from graft_worker.cache.uses import Uses
+from graft_worker.preparation import Stopped, Worker, fetch_from_store
 from tests.worker.test_warm_attempts import Bench, worker
 
 __all__ = ["worker"]
@@ -43,3 +47,50 @@ def test_a_job_that_finds_no_room_fails_with_class_store_and_its_host_says_how_l
     assert told["free_disk_bytes"] == 96 * 1024
     assert list((worker.folder.cache / "models").glob("*")) == []
     worker.transitions.cancel(JobId("j1"), "ada")
+
+
+def test_a_share_of_a_disk_that_is_full_for_something_else_than_a_fetch_takes_no_other_job(
+    bench: Bench, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person's share of a disk may be full where the disk itself has room."""
+    monkeypatch.setattr("graft_worker.attempt.prepare", raise_full)
+    assert worker.cache.free_bytes() > 0
+
+    record = bench.run("j1", bench.job())
+
+    assert (record.state, record.stalled) == (JobState.QUEUED, 1)
+    assert worker.cache.free_bytes() == 0
+    assert worker.info.free_disk_bytes == 0
+    worker.transitions.cancel(JobId("j1"), "ada")
+
+
+def raise_full(*_: object) -> None:
+    raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+class Leaves:
+    """Waits for a fetch until something has come."""
+
+    told = ("", 0, 0)
+
+    def check(self) -> None:
+        if self.told[1]:
+            raise Stopped
+
+    def tell(self, what: str, brought: int, total: int) -> None:
+        self.told = what, brought, total
+
+
+def test_a_fetch_from_the_store_ends_when_nobody_waits_any_more(worker: Worker, tmp_path: Path) -> None:
+    size = 3 * CHUNK_BYTES
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(bytes(size))
+    item = model_item(worker.store.put_folder(tmp_path / "model"))
+    watch, uses = Leaves(), Uses()
+
+    with pytest.raises(Stopped):
+        fetch_from_store(worker, item, uses, watch, "a base")
+
+    uses.close()
+    assert watch.told == ("a base", CHUNK_BYTES, size)
+    assert not worker.cache.folder(item).exists()

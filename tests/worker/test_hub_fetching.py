@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from graft_scheduler.errors import InvalidInput, StoreError, Unreachable
+from graft_scheduler.jobs import parse_job
 from graft_scheduler.settings import load_settings
 from graft_scheduler.states import HostId
 from graft_worker.access import RETRY_SECONDS, Access, token_sign
 from graft_worker.cache.host_cache import HostCache
 from graft_worker.cache.items import Item, model_item
+from graft_worker.cache.notes import Note
 from graft_worker.cache.uses import Uses
 from graft_worker.cached_models import cached_models, hub_cache
 from graft_worker.hub_fetching import NoAccess, fetch_from_hub
@@ -40,10 +44,10 @@ FILES = {
 class Patience:
     """Waits until it is told not to."""
 
-    gives_up: threading.Event = field(default_factory=threading.Event)
+    is_over: Callable[[], bool] = lambda: False
 
     def check(self) -> None:
-        if self.gives_up.is_set():
+        if self.is_over():
             raise TimeoutError
 
     def tell(self, what: str, brought: int, total: int) -> None:
@@ -138,6 +142,27 @@ def test_a_revision_that_is_not_there_is_the_jobs_mistake_and_a_hub_that_is_away
         fetch(cache, "f" * 40)
 
 
+@pytest.mark.parametrize("revision", ["/tmp/elsewhere", "../../elsewhere"])
+def test_a_revision_that_leads_out_of_the_cache_is_refused(cache: HostCache, revision: str) -> None:
+    with pytest.raises(InvalidInput, match="must be a branch, a tag or a commit"):
+        fetch(cache, revision)
+    with pytest.raises(InvalidInput, match=r"`model.revision` is .* it must be a branch, a tag or a commit"):
+        parse_job(
+            json.dumps(
+                {"kind": "train", "model": {"source": NAME, "revision": revision}, "data": {"source": "d"}}
+            )
+        )
+
+
+def test_what_a_library_prints_on_the_way_is_no_word_of_the_child(
+    hub: Hub, cache: HostCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('{not JSON', '{}', '[1]', sep='\\n', flush=True)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+    assert fetch(cache).repository == NAME
+
+
 def test_without_room_nothing_is_fetched(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = HostCache(tmp_path / "cache", load_settings({"model_cache_bytes": "100KB"}), HostId("one"))
 
@@ -187,11 +212,61 @@ def test_what_the_owner_has_already_stays_the_owners(hub: Hub, cache: HostCache,
     assert fetch(cache, hub.models[NAME].commit) == item
 
 
+def test_a_fetch_that_is_given_up_keeps_whole_files_and_leaves_no_part_of_one(
+    hub: Hub, cache: HostCache
+) -> None:
+    hub.models[NAME].files["model.safetensors"] = b"w" * 20_000_000
+    hub.rests_after = 5_000_000
+    blobs = hub_cache() / "models--org--tiny" / "blobs"
+    watch = Patience(lambda: hub.rests and any(blobs.glob("*.incomplete")))
+
+    with pytest.raises(TimeoutError):
+        fetch(cache, None, watch)
+
+    assert not list(blobs.glob("*.incomplete"))
+    orphan, others = blobs / "e1.0123abcd.incomplete", blobs / "e2.0123abcd.incomplete"
+    lock = hub_cache() / ".locks" / "models--org--tiny" / "e2.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    for path in (orphan, others, lock):
+        path.touch()
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        cache.tidy()
+        assert [path.name for path in blobs.glob("*.incomplete")] == [others.name]
+
+
+def test_what_was_brought_for_mlx_lm_alone_is_whole_without_a_hub_or_with_one_that_refuses(
+    hub: Hub, cache: HostCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its library notes what else the repository has, and would call a snapshot without it incomplete."""
+    commit = hub.models[NAME].commit
+    code = (
+        "from huggingface_hub import snapshot_download; from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS\n"
+        f"snapshot_download({NAME!r}, allow_patterns=DEFAULT_ALLOW_PATTERNS)"
+    )
+    pytest.importorskip("mlx_lm", reason="its patterns are meant")
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    hub.models[NAME].tokens = frozenset({"hf_right"})
+
+    item = fetch(cache, commit)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code = (
+        "import sys; from graft_scheduler.jobs import ModelRef; from graft_worker.engine import loading\n"
+        "print(loading.find_model(ModelRef(source=sys.argv[1], revision=sys.argv[2])))"
+    )
+    found = subprocess.run([sys.executable, "-c", code, NAME, commit], capture_output=True, text=True)
+
+    assert not (cache.folder(item) / "README.md").exists()
+    assert (cache.note(item).is_ours, cache.note(item).is_whole) == (False, True)
+    cache.write_note(item, Note())
+    assert fetch(cache) == item
+    assert found.stdout.strip() == str(cache.folder(item)), found.stderr
+
+
 def test_who_does_not_wait_any_more_leaves_no_process(hub: Hub, cache: HostCache) -> None:
     import psutil
 
-    watch = Patience()
-    watch.gives_up.set()
+    watch = Patience(lambda: True)
 
     with pytest.raises(TimeoutError):
         fetch(cache, None, watch)

@@ -142,6 +142,7 @@ def test_a_full_disk_is_the_stores_failure_and_a_broken_one_the_hosts(
 
     assert isinstance(said, Failed)
     assert said.failure == failure
+    assert said.is_disk_full == (failure == "store")
 
 
 def test_a_checkpoint_that_cannot_be_read_is_the_stores_fault(tmp_path: Path) -> None:

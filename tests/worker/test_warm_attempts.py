@@ -125,9 +125,9 @@ def test_trials_of_one_base_take_turns_in_one_runner(
     fetched: list[Path] = []
     get_folder = Store.get_folder
 
-    def recording(store: Store, digest: Digest, dest: Path) -> None:
+    def recording(store: Store, digest: Digest, dest: Path, **options: Any) -> None:
         fetched.append(dest)
-        get_folder(store, digest, dest)
+        get_folder(store, digest, dest, **options)
 
     monkeypatch.setattr(Store, "get_folder", recording)
     alone = bench.run("alone", bench.job())
@@ -165,7 +165,7 @@ def test_trials_of_one_base_take_turns_in_one_runner(
 def test_a_job_whose_host_the_store_refuses_fails_with_the_store(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refusing(store: Store, digest: Digest, dest: Path) -> None:
+    def refusing(store: Store, digest: Digest, dest: Path, **options: Any) -> None:
         raise NotAllowed("store s3://lab: the credentials ran out")
 
     monkeypatch.setattr(Store, "get_folder", refusing)

@@ -48,6 +48,8 @@ RETRY_SECONDS = 1.0
 """Between two tries to write an outcome while Redis is away."""
 FLUSH_SECONDS = 600.0
 """How long an attempt that has ended waits for its last checkpoint to be in the store."""
+REFUSED_SECONDS = 60.0
+"""Before a job is placed again whose base looked as if it were on a host, and was not whole there."""
 LEAVE_SECONDS = 5.0
 """How long a worker that was told to stop waits for a Redis that is away."""
 MEMORY_FILE = "memory.json"
@@ -111,6 +113,7 @@ class Attempt:
             return self._failed(FailureClass.STORE, str(error))
         except OSError as error:
             if is_disk_full(error):
+                self._worker.cache.note_full()
                 return self._failed(FailureClass.STORE, f"the host's disk is full: {error}")
             return self._failed(FailureClass.HOST, f"the host's disk or system failed: {error}")
         except Exception as error:  # an attempt must not end without an outcome
@@ -271,6 +274,8 @@ class Attempt:
             case Done(stopped=StopReason() as reason, result=result):
                 return self._stopped(reason, result)
             case Failed(failure=failure, text=text):
+                if last_word.is_disk_full:
+                    self._worker.cache.note_full()
                 return self._failed(failure, text)
             case None if self._keeper.stop_reason is not None:
                 return self._stopped(self._keeper.stop_reason)
@@ -330,7 +335,13 @@ class Attempt:
         self._tell_host()
         self._relay.log(f"{self._worker.info.name} has no access to {repository}; the job goes elsewhere")
         data = {"host": self._worker.info.name, "model": repository}
-        return Ending(JobState.QUEUED, "no access", data, log=self._store_log())
+        pause = REFUSED_SECONDS if self._seems_at_hand() else 0.0
+        return Ending(JobState.QUEUED, "no access", data, log=self._store_log(), pause_seconds=pause)
+
+    def _seems_at_hand(self) -> bool:
+        """Whether placement was told that the base needs no fetching here, and so may send the job again."""
+        request = self._record.request
+        return request is not None and request.model in self._worker.info.cached
 
     def _tell_host(self) -> None:
         """Before the job is queued again: it must not be placed here once more."""

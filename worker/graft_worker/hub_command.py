@@ -1,8 +1,8 @@
 """Fetches a model from the hub in a process of its own: `python -m graft_worker.hub_command REPO [REVISION]`.
 
 It says in a line of JSON what is to be fetched, waits for a line on stdin, fetches, and says so; or says
-what went wrong. It leaves as soon as stdin ends: nobody waits for it then. What it brought stays, and the
-next one goes on from there.
+what went wrong. It leaves as soon as stdin ends: nobody waits for it then. The files that it brought whole
+stay, and the next one fetches the others.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from graft_scheduler.hub import HUB_PATTERNS
+from graft_scheduler.hub import LICENCE_PATTERNS, MODEL_PATTERNS
 from graft_worker.cache.disk import is_disk_full
 from graft_worker.cached_models import has_weights
 
@@ -92,7 +93,9 @@ def _missing(repository: str, commit: str, files: list[Any]) -> Iterator[int]:
     from huggingface_hub import try_to_load_from_cache
 
     for file in files:
-        is_wanted = any(fnmatchcase(file.rfilename, pattern) for pattern in HUB_PATTERNS)
+        is_wanted = any(
+            fnmatchcase(file.rfilename, pattern) for pattern in (*MODEL_PATTERNS, *LICENCE_PATTERNS)
+        )
         here = try_to_load_from_cache(repository, file.rfilename, revision=commit)
         if is_wanted and not isinstance(here, str):
             yield file.size or 0
@@ -104,7 +107,7 @@ def _local(repository: str, revision: str | None) -> str | None:
 
     try:
         folder = snapshot_download(
-            repository, revision=revision, local_files_only=True, allow_patterns=list(HUB_PATTERNS)
+            repository, revision=revision, local_files_only=True, allow_patterns=list(MODEL_PATTERNS)
         )
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
@@ -115,8 +118,10 @@ def _download(repository: str, revision: str | None, commit: str) -> None:
     """The files at this commit; a branch that was asked for is noted, as the hub's library would."""
     from huggingface_hub import snapshot_download
 
-    folder = snapshot_download(repository, revision=commit, allow_patterns=list(HUB_PATTERNS))
-    if revision != commit and ".." not in (revision or ""):
+    folder = snapshot_download(repository, revision=commit, allow_patterns=list(MODEL_PATTERNS))
+    with suppress(Exception):  # the model is whole without them
+        snapshot_download(repository, revision=commit, allow_patterns=list(LICENCE_PATTERNS))
+    if revision != commit:
         ref = Path(folder).parent.parent / "refs" / (revision or "main")
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)

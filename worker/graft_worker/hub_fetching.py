@@ -20,8 +20,10 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol, Self
 
 from graft_scheduler.errors import InvalidInput, StoreError, Unreachable
-from graft_worker.cache.host_cache import HostCache, folder_bytes
+from graft_scheduler.jobs import leads_out
+from graft_worker.cache.host_cache import Coming, HostCache, folder_bytes
 from graft_worker.cache.items import Item, hub_folder, model_item
+from graft_worker.cache.leftovers import clear_blob_partials
 from graft_worker.cache.notes import Note
 from graft_worker.cache.uses import Uses
 from graft_worker.cached_models import has_weights, is_at_hand
@@ -32,6 +34,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 POLL_SECONDS = 0.25
 TELL_SECONDS = 2.0
 """Between two looks at how much has come."""
+WORDS = {"commit", "done", "error"}
+"""Of which each thing that the child says has one."""
 STALLED_SECONDS = 300.0
 """A fetch in which nothing comes for so long is given up."""
 
@@ -76,14 +80,24 @@ def fetch_from_hub(cache: HostCache, repository: str, revision: str | None, uses
         folder = cache.use(item, uses)
         if cache.note(item).is_whole and is_at_hand(cache.root, item, folder):
             return item
+    if revision is not None and leads_out(revision):
+        raise InvalidInput(
+            f"the revision of {repository} is {revision!r}; it must be a branch, a tag or a commit"
+        )
     watch.check()
     with HubChild(repository, revision, watch) as child:
         plan = child.plan()
         item = model_item(f"{repository}@{plan.commit}")
         folder = cache.use(item, uses)
         _note_ours(cache, item, folder)
-        with cache.room(folder, plan.bytes, item.name):
-            child.fetch(hub_folder(cache.hub, repository) / "blobs", plan)
+        place = hub_folder(cache.hub, repository)
+        clear_blob_partials(place)
+        try:
+            with cache.room(folder, plan.bytes, item.name) as coming:
+                child.fetch(place / "blobs", plan, coming)
+        finally:
+            child.end()
+            clear_blob_partials(place)
     cache.write_note(item, cache.note(item).model_copy(update={"is_whole": True}))
     return item
 
@@ -114,9 +128,13 @@ class HubChild:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """It is not needed any more, and what it was at stays as it is."""
         self._process.kill()
         self._process.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
         self._reader.join()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
@@ -125,10 +143,16 @@ class HubChild:
 
     def plan(self) -> Plan:
         """What it would fetch."""
-        said = self._next(lambda: None)
+        growth = _Growth(time.monotonic())
+
+        def look() -> None:
+            if growth.is_stalled(0, time.monotonic()):
+                raise Unreachable(f"the hub says nothing of {self._repository}; it is tried again")
+
+        said = self._next(look)
         return Plan(str(said["commit"]), int(said["bytes"]))
 
-    def fetch(self, blobs: Path, plan: Plan) -> None:
+    def fetch(self, blobs: Path, plan: Plan, coming: Coming) -> None:
         """Have it fetched; `blobs` is where it goes."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended, which the next thing it said tells
@@ -143,6 +167,7 @@ class HubChild:
             brought = max(0, folder_bytes(blobs) - before)
             if growth.is_stalled(brought, time.monotonic()):
                 raise Unreachable(f"the hub sends nothing of {self._repository} any more; it is tried again")
+            coming.brought = min(brought, plan.bytes)
             self._watch.tell(self._repository, min(brought, plan.bytes), plan.bytes)
 
         self._next(look)
@@ -163,8 +188,8 @@ class HubChild:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith(b"{"):
-                self._said.put(json.loads(line))
+            if (said := _parsed(line)) is not None:
+                self._said.put(said)
             else:  # something that a library printed
                 logger.info("fetching %s: %s", self._repository, line.decode(errors="replace").rstrip())
         self._said.put({"error": "away", "text": "the process that fetches it ended without a word"})
@@ -188,6 +213,15 @@ class _Growth:
         if brought != self.brought:
             self.brought, self.since = brought, now
         return now - self.since > STALLED_SECONDS
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """What the child says in this line; nothing if it was not the child."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) and said.keys() & WORDS else None
 
 
 def _error(repository: str, said: dict[str, Any]) -> Exception:

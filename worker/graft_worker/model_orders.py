@@ -44,6 +44,8 @@ class ModelOrders:
         self._worker, self._board = worker, Board(worker.quick.redis)
         self._news = threading.Condition()
         self._open: list[Wish] = []
+        self._answered: set[str] = set()
+        """Ids of wishes that were carried out; a heartbeat may have read them just before."""
         self._published: list[HeldModel] = []
         self._published_at = float("-inf")
 
@@ -61,7 +63,8 @@ class ModelOrders:
         wishes, pins = self._board.orders(host)
         self._worker.cache.set_pins(pins)
         with self._news:
-            self._open = [wish for wish in wishes if not wish.state.is_over]
+            self._answered &= {wish.id for wish in wishes}
+            self._open = [wish for wish in wishes if not wish.state.is_over and wish.id not in self._answered]
             self._news.notify()
         self._publish()
         oldest = time.time() - REMEMBERED_SECONDS
@@ -115,6 +118,8 @@ class ModelOrders:
         news = {"state": state, "text": text}
         over = wish.model_copy(update=news)
         self._board.answer(self._worker.info.id, over, event if state is WishState.DONE else "failed")
+        with self._news:
+            self._answered.add(wish.id)
 
     def _pull(self, wish: Wish) -> str:
         """Have the model here; what came of it."""
@@ -123,7 +128,7 @@ class ModelOrders:
         watch.tell(wish.model, 0, 0)
         try:
             if wish.model.startswith("sha256:"):
-                folder = fetch_from_store(worker, model_item(wish.model), uses, wish.source)
+                folder = fetch_from_store(worker, model_item(wish.model), uses, watch, wish.source)
             else:
                 repository, _, revision = wish.model.partition("@")
                 item = fetch_from_hub(worker.cache, repository, revision or None, uses, watch)

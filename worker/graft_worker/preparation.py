@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +24,12 @@ from graft_scheduler.store import Store
 from graft_scheduler.transitions import Transitions
 from graft_worker.access import Access
 from graft_worker.cache.disk import told_disk
-from graft_worker.cache.host_cache import HostCache
+from graft_worker.cache.host_cache import Coming, HostCache
 from graft_worker.cache.items import Item, data_item, model_item
 from graft_worker.cache.notes import Note
 from graft_worker.cache.uses import Uses
 from graft_worker.host import HostFolder
-from graft_worker.hub_fetching import fetch_from_hub
+from graft_worker.hub_fetching import Watch, fetch_from_hub
 from graft_worker.lease import LeaseKeeper
 from graft_worker.link import JobError
 from graft_worker.relay import Relay
@@ -88,7 +89,8 @@ class Worker:
     access: Access = field(default_factory=Access)
 
     def __post_init__(self) -> None:
-        self.cache = HostCache(self.folder.cache, self.settings, self.info.id)
+        let_go = self.runners.end_waiting
+        self.cache = HostCache(self.folder.cache, self.settings, self.info.id, let_go=let_go)
 
     def tell(self) -> None:
         """Say now, not with the next heartbeat, what this host can take."""
@@ -111,7 +113,7 @@ def prepare(worker: Worker, record: JobRecord, relay: Relay, deadline: float, ne
     if isinstance(spec, TrainJob):
         model = _fetch_model(worker, spec.model, needs)
         if spec.data.digest is not None:
-            data = fetch_from_store(worker, data_item(spec.data.digest), needs.uses)
+            data = fetch_from_store(worker, data_item(spec.data.digest), needs.uses, needs)
     folder = worker.folder.attempt_dir(record.id, record.token)
     resume = None
     if record.resume is not None:
@@ -119,8 +121,10 @@ def prepare(worker: Worker, record: JobRecord, relay: Relay, deadline: float, ne
         if resume is None:
             resume = folder / "resume"
             size = worker.store.folder_bytes(record.resume.digest)
-            with worker.cache.room(resume, size, f"the checkpoint of step {record.resume.step}"):
-                worker.store.get_folder(record.resume.digest, resume)
+            what = f"the checkpoint of step {record.resume.step}"
+            with worker.cache.room(resume, size, what) as coming:
+                note = noting(coming, what, needs)
+                worker.store.get_folder(record.resume.digest, resume, note=note)
         relay.log(f"going on from step {record.resume.step}")
     return Start(
         job=record.id,
@@ -167,24 +171,37 @@ def _memory_factor(worker: Worker, record: JobRecord) -> float:
         return 1.0
 
 
-def fetch_from_store(worker: Worker, item: Item, uses: Uses, source: str = "") -> Path:
+def fetch_from_store(worker: Worker, item: Item, uses: Uses, watch: Watch, source: str = "") -> Path:
     """The folder of that digest, which is here now and stays until `uses` is closed.
 
     Raises:
         StoreError, Unreachable: it cannot be fetched, or there is no room for it.
+        Exception: the watch's, when nobody waits any more.
     """
     digest = Digest(item.name)
     folder = worker.cache.use(item, uses)
     if not folder.exists():
-        with worker.cache.room(folder, worker.store.folder_bytes(digest), source or item.name):
-            worker.store.get_folder(digest, folder)
+        what = source or item.name
+        with worker.cache.room(folder, worker.store.folder_bytes(digest), what) as coming:
+            worker.store.get_folder(digest, folder, note=noting(coming, what, watch))
         worker.cache.write_note(item, Note(source=source, is_whole=True))
     return folder
 
 
+def noting(coming: Coming, what: str, watch: Watch) -> Callable[[int], None]:
+    """What is done at each chunk of a fetch: it is counted, and whoever waits may give up."""
+
+    def note(size: int) -> None:
+        coming.brought += size
+        watch.check()
+        watch.tell(what, coming.brought, coming.bytes)
+
+    return note
+
+
 def _fetch_model(worker: Worker, model: ModelRef, needs: Needs) -> Path | None:
     if model.digest is not None:
-        return fetch_from_store(worker, model_item(model.digest), needs.uses, model.source)
+        return fetch_from_store(worker, model_item(model.digest), needs.uses, needs, model.source)
     if looks_like_path(model.source):  # what the runner says of it is what there is to say
         return None
     try:

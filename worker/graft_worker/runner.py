@@ -184,7 +184,8 @@ def run(start: Start, link: Link, handlers: Handlers) -> Done | Failed:
         if error.errno == errno.ENOMEM:
             return _failed(start, FailureClass.MEMORY, f"out of memory: {error}")
         if error.errno in FULL:
-            return _failed(start, FailureClass.STORE, f"the host's disk is full: {error}")
+            last_word = _failed(start, FailureClass.STORE, f"the host's disk is full: {error}")
+            return last_word.model_copy(update={"is_disk_full": True})
         return _failed(start, FailureClass.HOST, f"the host's disk or system failed: {error}")
     except Exception as error:  # the runner's one boundary: everything becomes a message
         traceback.print_exc()

@@ -125,6 +125,13 @@ class Runners:
                 self._end_all()
             self._end_left()
 
+    def end_waiting(self) -> None:
+        """Let go of all that wait: the disk needs the room of what they have in use."""
+        with self._lock:
+            if self._waiting:
+                logger.info("the disk is short of room: runners that wait for a job end")
+            self._end_all()
+
     def close(self) -> None:
         """End those that wait, and from now on each as it comes back."""
         with self._lock:

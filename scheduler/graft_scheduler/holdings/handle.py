@@ -57,6 +57,23 @@ class HostModels:
         with reachable(self._url):
             return self._board.read(records)
 
+    def meant(self, model: str, hosts: Sequence[str] = ()) -> list[tuple[HostRecord, HeldModel]]:
+        """What hosts have that may be meant.
+
+        Raises:
+            NotFound: none of them has it.
+        """
+        found = [
+            (holding.host, held)
+            for holding in self.ls(hosts)
+            for held in holding.models
+            if held.is_meant(model)
+        ]
+        if not found:
+            where = f"none of {', '.join(hosts)}" if hosts else "no host"
+            raise NotFound(f"{where} has {model}; `graft model ls` lists what is there")
+        return found
+
     def pull(self, model: str, store: Callable[[], Store], hosts: Sequence[str] = ()) -> list[Asked]:
         """Have hosts fetch a base ahead of jobs: a hub id, perhaps with `@revision`, or a folder here, which
         is put into the store.
@@ -77,7 +94,7 @@ class HostModels:
         Raises:
             NotFound: none of them has it.
         """
-        found = [(one, held.name, held.source) for one, held in self._meant(model, hosts)]
+        found = [(one, held.name, held.source) for one, held in self.meant(model, hosts)]
         return self._ask(Action.REMOVE, found)
 
     def pin(self, model: str, hosts: Sequence[str] = ()) -> list[tuple[HostRecord, str]]:
@@ -86,7 +103,7 @@ class HostModels:
         Raises:
             NotFound: none of them has it.
         """
-        found = [(one, held.name) for one, held in self._meant(model, hosts)]
+        found = [(one, held.name) for one, held in self.meant(model, hosts)]
         with reachable(self._url):
             for one, name in found:
                 self._board.pin(one.info.id, name, is_pinned=True)
@@ -173,18 +190,6 @@ class HostModels:
             found = None
         commit = revision if found is None else found.commit
         return (f"{repository}@{commit}" if commit else repository), repository
-
-    def _meant(self, model: str, hosts: Sequence[str]) -> list[tuple[HostRecord, HeldModel]]:
-        found = [
-            (holding.host, held)
-            for holding in self.ls(hosts)
-            for held in holding.models
-            if held.is_meant(model)
-        ]
-        if not found:
-            where = f"none of {', '.join(hosts)}" if hosts else "no host"
-            raise NotFound(f"{where} has {model}; `graft model ls` lists what is there")
-        return found
 
     def _named(self, hosts: Sequence[str]) -> list[HostRecord]:
         return [self._find(name) for name in hosts] if hosts else self._hosts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import PurePath
 
 from graft_scheduler.records import HostRecord, Value
 
@@ -65,13 +66,15 @@ class HeldModel(Value):
     """Graft brought it; what the machine's owner downloaded is never removed."""
     is_in_use: bool = False
     is_whole: bool = True
-    """Not while it is fetched, or where that was given up; the next fetch goes on from there."""
+    """Not while it is fetched, or where that was given up; the next fetch keeps the files that are whole."""
 
     def is_meant(self, text: str) -> bool:
         """Whether somebody may mean this model: by its name, a beginning of it that has all of the hub id, a
-        beginning of its digest, or where it came from.
+        beginning of its digest, or the folder that it came from, as a path or by its last name.
         """
         if text in {self.name, self.source, self.name.partition("@")[0]}:
+            return True
+        if text and self.name.startswith("sha256:") and text == PurePath(self.source).name:
             return True
         if "@" in text:
             return self.name.startswith(text)

@@ -17,7 +17,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 MODEL_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-HUB_PATTERNS = (
+TOKENIZER_PATTERNS = (
     TOKENIZER_FILE,
     CONFIG_FILE,
     SPECIAL_FILE,

@@ -7,7 +7,7 @@ from pathlib import Path
 from graft_scheduler.errors import NoTokenizer
 from graft_scheduler.hub import HUB_TIMEOUT_SECONDS
 from graft_scheduler.rendering.chat_tokenizer import ChatTokenizer, build
-from graft_scheduler.rendering.folders import HUB_PATTERNS, read_folder
+from graft_scheduler.rendering.folders import TOKENIZER_PATTERNS, read_folder
 
 
 def open_tokenizer(folder: Path) -> ChatTokenizer:
@@ -34,7 +34,10 @@ def fetch_tokenizer(repo_id: str, revision: str | None = None) -> ChatTokenizer:
         ) from error
     try:
         folder = hub.snapshot_download(
-            repo_id, revision=revision, allow_patterns=list(HUB_PATTERNS), etag_timeout=HUB_TIMEOUT_SECONDS
+            repo_id,
+            revision=revision,
+            allow_patterns=list(TOKENIZER_PATTERNS),
+            etag_timeout=HUB_TIMEOUT_SECONDS,
         )
     except Exception as error:  # offline, gated, no such model: the HTTP library's errors change by version
         lines = str(error).strip().splitlines() or [type(error).__name__]

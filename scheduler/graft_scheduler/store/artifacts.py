@@ -121,11 +121,18 @@ class Store:
             self._complete(digest, partial)
             os.replace(partial.path, dest)
 
-    def get_folder(self, digest: Digest, dest: Path, only: Container[str] | None = None) -> None:
+    def get_folder(
+        self,
+        digest: Digest,
+        dest: Path,
+        only: Container[str] | None = None,
+        note: Callable[[int], None] = lambda size: None,
+    ) -> None:
         """Bring a folder, or `only` some of its files, to `dest`, which appears right or not at all.
 
         A `dest` that already holds every file at its size is left alone, not read again. What an
-        interrupted call has brought is not brought again.
+        interrupted call has brought is not brought again. `note` hears of each chunk's bytes, and may end
+        the call by raising.
 
         Raises:
             StoreError: it or one of its files is missing or damaged, or `dest` cannot be written.
@@ -140,7 +147,8 @@ class Store:
         with _prepared(dest), open_partial_folder(_place(dest, digest)) as folder:
             for entry in manifest.files:
                 with open_own(folder / entry.name) as partial:
-                    self._complete(entry.digest, partial)
+                    note(partial.size)
+                    self._complete(entry.digest, partial, note)
             _move_folder(folder, dest, lambda: _is_complete(dest, manifest))
 
     def cached_folder(self, digest: Digest) -> Path:
@@ -190,9 +198,17 @@ class Store:
             raise StoreError(f"{digest} names a file, not a folder")
         return decode_manifest(self.get_bytes(digest), digest)
 
-    def _complete(self, digest: Digest, partial: Partial) -> None:
+    def _complete(
+        self, digest: Digest, partial: Partial, note: Callable[[int], None] = lambda size: None
+    ) -> None:
         """Bring what is missing of the blob, and see that the whole is right."""
-        if not partial.fill(digest, lambda start: self._depot.read(digest, start)):
+
+        def read(start: int) -> Iterator[bytes]:
+            for chunk in self._depot.read(digest, start):
+                yield chunk
+                note(len(chunk))
+
+        if not partial.fill(digest, read):
             remove(partial.path)
             raise self._damaged(digest, partial.digest)
 

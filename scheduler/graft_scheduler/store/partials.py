@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from graft_scheduler.errors import Unreachable
+from graft_scheduler.errors import GraftError, Unreachable
 from graft_scheduler.states import Digest
 from graft_scheduler.store.depots import CHUNK_BYTES
 
@@ -115,14 +115,15 @@ def open_partial_folder(path: Path) -> Iterator[Path]:
     """The folder at `path`, with what an interrupted process left in it, or a new one beside it while
     another process fills that one.
 
-    It stays after an interruption and while a store does not answer; another error removes it.
+    It stays after an interruption, by whoever waits for it too, and while a store does not answer; an error
+    of the store or the file system removes it.
     """
     place, descriptor = _claim(path, _open_folder)
     try:
         yield place
     except Unreachable:
         raise
-    except Exception:
+    except (GraftError, OSError):
         remove(place)
         raise
     finally:

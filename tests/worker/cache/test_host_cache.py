@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,10 +47,17 @@ class Disk:
     def hub(self) -> Path:
         return self.folder / "hub"
 
-    def cache(self, host: str = "one") -> HostCache:
+    def cache(self, host: str = "one", let_go: Callable[[], None] = lambda: None) -> HostCache:
         settings = load_settings({"model_cache_bytes": self.bound, "min_free_disk_bytes": "1"})
         root = self.folder / "cache"
-        return HostCache(root, settings, HostId(host), hub=lambda: self.hub, clock=lambda: self.now)
+        return HostCache(
+            root,
+            settings,
+            HostId(host),
+            hub=lambda: self.hub,
+            clock=lambda: self.now,
+            let_go=let_go,
+        )
 
     def left(self, *_: object) -> int:
         return self.spare - sum(one.stat().st_size for one in self._files())
@@ -201,6 +210,63 @@ def test_what_is_being_fetched_has_its_room(disk: Disk) -> None:
     make_room(cache, 400)
 
 
+@pytest.mark.parametrize(("bound", "left"), [("900KB", 200), (None, 300)])
+def test_what_has_come_of_a_fetch_is_counted_once(disk: Disk, bound: str | None, left: int) -> None:
+    disk.bound = bound
+    item, cache, uses = model_item(f"org/name@{COMMITS[0]}"), disk.cache(), Uses()
+    cache.write_note(item, Note(is_ours=True))
+    cache.use(item, uses)
+
+    with cache.room(cache.folder(item), 700 * KB, "the first") as coming:
+        before = cache.free_bytes()
+        disk.snapshot(COMMITS[0], {"model-00001-of-00002.safetensors": ("w", 400)}, 10)
+        coming.brought = 400 * KB
+
+        assert (before, cache.free_bytes()) == (left * KB, left * KB)
+    uses.close()
+
+
+def test_a_heartbeat_does_not_wait_for_what_is_being_removed(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item, cache = disk.model("a", 300, 10), disk.cache()
+    removes, seen = threading.Event(), threading.Event()
+    rmtree = shutil.rmtree
+
+    def slowly(path: Path, ignore_errors: bool = False) -> None:
+        removes.set()
+        assert seen.wait(10)
+        rmtree(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        removal_of_a = threads.submit(cache.remove, item)
+        assert removes.wait(10)
+        try:
+            assert threads.submit(cache.free_bytes).result(5) == 700 * KB
+        finally:
+            seen.set()
+        assert removal_of_a.result(10) == 300 * KB
+
+
+def test_runners_that_wait_let_go_of_what_they_hold_if_that_makes_the_room(disk: Disk) -> None:
+    item, uses, called = disk.model("a", 600, 10), Uses(), threading.Event()
+
+    def let_go() -> None:
+        called.set()
+        uses.close()
+
+    cache = disk.cache(let_go=let_go)
+    cache.use(item, uses)
+
+    with pytest.raises(StoreError, match="no room"):
+        make_room(cache, 1100)
+    assert not called.is_set()
+    make_room(cache, 500)
+    assert called.is_set()
+    assert names(cache) == set()
+
+
 def test_of_the_hubs_cache_only_what_graft_fetched_goes(disk: Disk) -> None:
     owners = disk.snapshot(COMMITS[0], {"model.safetensors": ("w1", 300), "config.json": ("c", 1)}, 10)
     ours = disk.snapshot(
@@ -262,6 +328,23 @@ def test_a_removal_that_died_half_way_leaves_no_model_and_is_finished_later(
     assert disk.left() == 400 * KB
     disk.cache().tidy()
     assert disk.left() == 1000 * KB
+
+
+def test_what_was_half_fetched_from_the_store_goes_after_a_day_unless_somebody_is_at_it(disk: Disk) -> None:
+    items = {letter: model_item("sha256:" + letter * 64) for letter in "abc"}
+    cache, uses = disk.cache(), Uses()
+    cache.use(items["c"], uses)
+    for letter, days in (("a", 0), ("b", 2), ("c", 2)):
+        partial = cache.root / "models" / f".{letter * 64}.{letter * 16}.partial"
+        partial.mkdir(parents=True)
+        (partial / "model.safetensors").write_bytes(b"x")
+        for path in (partial / "model.safetensors", partial):
+            os.utime(path, (time.time() - days * 86_400 - 60,) * 2)
+
+    cache.tidy()
+
+    assert sorted(path.name[1] for path in (cache.root / "models").iterdir()) == ["a", "c"]
+    uses.close()
 
 
 def test_a_job_that_begins_on_a_model_has_it_or_sees_that_it_is_gone(disk: Disk) -> None:

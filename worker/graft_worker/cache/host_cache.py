@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graft_scheduler.errors import Conflict, GraftError, NotAllowed, NotFound, StoreError
@@ -18,6 +18,7 @@ from graft_scheduler.settings import Settings
 from graft_scheduler.states import HostId
 from graft_worker.cache.disk import device_of, is_disk_full, spare_bytes
 from graft_worker.cache.items import Item, Kind, items_in
+from graft_worker.cache.leftovers import clear_leftovers
 from graft_worker.cache.notes import Note, forget_note, read_note, write_note
 from graft_worker.cache.removal import finish_removals, remove_item
 from graft_worker.cache.uses import Uses, alone, used_at
@@ -54,6 +55,24 @@ class Entry:
         return self.is_ours and not self.is_pinned and not self.is_in_use
 
 
+@dataclass(slots=True)
+class Coming:
+    """Something that is being fetched."""
+
+    folder: Path
+    device: int
+    bytes: int
+    """That it needs in all."""
+    had: int
+    """Bytes that were in its folder before."""
+    brought: int = 0
+    """That are on the disk by now, as far as whoever fetches it has told."""
+
+    @property
+    def left(self) -> int:
+        return max(0, self.bytes - self.brought)
+
+
 class HostCache:
     """What this host keeps. Any thread may call, and other workers of the machine share the folder."""
 
@@ -65,12 +84,16 @@ class HostCache:
         *,
         hub: Callable[[], Path] = hub_cache,
         clock: Callable[[], float] = time.monotonic,
+        let_go: Callable[[], None] = lambda: None,
     ) -> None:
-        self.root = root
+        """`let_go` ends what only might be used again: runners that wait for another job."""
+        self.root, self._let_go = root, let_go
         self._settings, self._host, self._hub, self._clock = settings, host, hub, clock
+        self._clearing = threading.Lock()
+        """Held while things are removed, by one thread at a time."""
         self._lock = threading.Lock()
-        self._coming: dict[int, tuple[int, int]] = {}
-        """Disk and bytes of what is being fetched just now."""
+        """Held for moments only: heartbeats need it."""
+        self._coming: list[Coming] = []
         self._full_until = float("-inf")
         self._sizes: dict[Path, tuple[tuple[int, int], int]] = {}
         """Of folders, with the inode and the time of change that they had: files only come and go whole."""
@@ -128,37 +151,37 @@ class HostCache:
         """What jobs may still put on this host's disks, on the fuller one where there are two, with all
         that could be evicted for them.
         """
-        with self._lock:
-            if self._clock() < self._full_until:
-                return 0
-            entries = self.entries()
-            rooms = [
-                -self._lack(place, 0, entries) + sum(one.bytes for one in self._victims(place, entries))
-                for place in (self.root, self.hub)
-            ]
-            return max(0, min(rooms))
+        if self._clock() < self._full_until:
+            return 0
+        entries = self.entries()
+        rooms = [
+            -self._lack(place, 0, entries) + sum(one.bytes for one in self._victims(place, entries))
+            for place in (self.root, self.hub)
+        ]
+        return max(0, min(rooms))
 
     @contextmanager
-    def room(self, folder: Path, needed: int, what: str) -> Iterator[None]:
+    def room(self, folder: Path, needed: int, what: str) -> Iterator[Coming]:
         """Room for so many bytes more in this folder, evicting what was not used for longest; kept for
-        whoever fetches, until this ends. `what` is for messages.
+        whoever fetches, until this ends, less what is noted as brought. `what` is for messages.
 
         Raises:
             StoreError: there is not enough, whatever goes; nothing was evicted then.
         """
-        with self._lock:
+        coming = Coming(folder, device_of(folder), needed, self._size(folder))
+        with self._clearing:
             self._make_room(folder, needed, what)
-            key = max(self._coming, default=0) + 1
-            self._coming[key] = (device_of(folder), needed)
+            with self._lock:
+                self._coming.append(coming)
         try:
-            yield
+            yield coming
         except (GraftError, OSError) as error:
             if is_disk_full(error):
                 self.note_full()
             raise
         finally:
             with self._lock:
-                del self._coming[key]
+                self._coming = [one for one in self._coming if one is not coming]
 
     def note_full(self) -> None:
         """The disk is full, whatever it says of itself: jobs that need room go elsewhere for a while."""
@@ -170,7 +193,7 @@ class HostCache:
         Raises:
             NotFound, NotAllowed, Conflict: it is not here, not Graft's to remove, pinned, or in use.
         """
-        with self._lock:
+        with self._clearing:
             found = [entry for entry in self.entries() if entry.item == item]
             if not found:
                 raise NotFound(f"{item.name} is not on this host")
@@ -186,13 +209,18 @@ class HostCache:
             return entry.bytes
 
     def tidy(self) -> None:
-        """Finish what a worker that died had begun to remove."""
+        """Finish what a worker that died had begun to remove, and clear what it had half fetched."""
         finish_removals(self.root, self.hub)
+        clear_leftovers(self.root, self.hub)
 
     def _make_room(self, folder: Path, needed: int, what: str) -> None:
         entries = self.entries()
         lack = self._lack(folder, needed, entries)
         victims = self._victims(folder, entries)
+        if lack > sum(one.bytes for one in victims) and self._may_let_go(folder, lack, entries):
+            self._let_go()
+            entries = self.entries()
+            lack, victims = self._lack(folder, needed, entries), self._victims(folder, entries)
         if lack > sum(one.bytes for one in victims):
             raise StoreError(self._complaint(folder, needed, needed - lack, victims, what))
         for victim in victims:
@@ -204,18 +232,27 @@ class HostCache:
         if lack > 0:  # somebody began to use one, or two shared their files
             raise StoreError(self._complaint(folder, needed, needed - lack, [], what))
 
+    def _may_let_go(self, folder: Path, lack: int, entries: list[Entry]) -> bool:
+        """Whether there would be room if nothing were in use."""
+        idle = [replace(one, is_in_use=False) for one in entries]
+        return lack <= sum(one.bytes for one in self._victims(folder, idle))
+
     def _lack(self, folder: Path, needed: int, entries: list[Entry]) -> int:
         """Bytes that are missing, of the disk or within the bound of the cache; below zero what is left."""
         device = device_of(folder)
-        coming = list(self._coming.values())
+        with self._lock:
+            coming = list(self._coming)
         of_disk = (
-            needed + sum(size for on, size in coming if on == device) - spare_bytes(folder, self._settings)
+            needed
+            + sum(one.left for one in coming if one.device == device)
+            - spare_bytes(folder, self._settings)
         )
         bound = self._settings.model_cache_bytes
         if bound is None:
             return of_disk
-        kept = sum(one.bytes for one in entries if one.is_ours)
-        return max(of_disk, kept + needed + sum(size for _, size in coming) - bound)
+        before = {one.folder: one.had for one in coming}  # what has come of them since is in their bytes
+        kept = sum(before.get(one.folder, one.bytes) for one in entries if one.is_ours)
+        return max(of_disk, kept + needed + sum(one.bytes for one in coming) - bound)
 
     def _victims(self, folder: Path, entries: list[Entry]) -> list[Entry]:
         """What may go to make room there, in that order."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from graft_worker.cache.items import HUB_PREFIX, SNAPSHOTS, Item, Kind, folders
+from graft_worker.cache.leftovers import clear_blob_partials
 
 REMOVED = ".graft-removed"
 """A folder for those on their way out: as deep as they were, as the links in snapshots are relative."""
@@ -56,6 +57,7 @@ def _finish(repository: Path, gone: Path) -> None:
     for blob in set(_blobs(repository, gone)) - wanted:
         with suppress(OSError):
             blob.unlink()
+    clear_blob_partials(repository)
     shutil.rmtree(gone, ignore_errors=True)
     with suppress(OSError):
         gone.parent.rmdir()

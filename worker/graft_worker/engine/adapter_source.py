@@ -15,7 +15,7 @@ from mlx_lm.tuner.utils import load_adapters
 
 from graft_scheduler.basemodels import looks_like_path
 from graft_scheduler.exports import ExportOrder
-from graft_scheduler.hub import HUB_PATTERNS
+from graft_scheduler.hub import MODEL_PATTERNS
 from graft_scheduler.hyperparameters import Method, QuantizationConfig
 from graft_scheduler.jobs import ModelRef
 from graft_scheduler.states import FailureClass
@@ -164,7 +164,7 @@ def _find_here(ref: ModelRef) -> Path | None:
         return folder if folder.is_dir() else None
     try:
         found = snapshot_download(
-            ref.source, revision=ref.revision, allow_patterns=list(HUB_PATTERNS), local_files_only=True
+            ref.source, revision=ref.revision, allow_patterns=list(MODEL_PATTERNS), local_files_only=True
         )
     except Exception:  # whatever the library says: it is not here
         return None

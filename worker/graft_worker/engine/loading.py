@@ -24,7 +24,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_model, load_tokenizer, quantize_model
 
 from graft_scheduler.basemodels import WEIGHTS_PATTERN, looks_like_path
-from graft_scheduler.hub import HUB_PATTERNS
+from graft_scheduler.hub import MODEL_PATTERNS
 from graft_scheduler.hyperparameters import Precision, QuantizationConfig
 from graft_scheduler.jobs import ModelRef
 from graft_scheduler.states import FailureClass
@@ -128,7 +128,7 @@ def find_model(ref: ModelRef) -> Path:
     if looks_like_path(ref.source) and (folder := Path(ref.source).expanduser()).is_dir():
         return folder
     try:
-        return Path(snapshot_download(ref.source, revision=ref.revision, allow_patterns=list(HUB_PATTERNS)))
+        return Path(snapshot_download(ref.source, revision=ref.revision, allow_patterns=list(MODEL_PATTERNS)))
     except HFValidationError as error:
         raise JobError(FailureClass.CONFIG, f"the model folder {ref.source} does not exist") from error
     except LocalEntryNotFoundError as error:
