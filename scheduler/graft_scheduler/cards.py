@@ -120,6 +120,16 @@ def parse_card(data: bytes, place: str) -> Card:
         raise StoreError(f"the card of {place} cannot be read ({where}: {problem['msg']})") from error
 
 
+def read_card(folder: Path) -> Card | None:
+    """The card in a folder, if there is one.
+
+    Raises:
+        StoreError: as `parse_card`.
+    """
+    path = folder / CARD_FILE
+    return parse_card(path.read_bytes(), str(folder)) if path.is_file() else None
+
+
 def readme(card: Card) -> str:
     """The card as a model card of the hub."""
     import yaml

@@ -20,6 +20,7 @@ import numpy as np
 from graft_scheduler.adapter_layers import Array, Layer, read_layers
 from graft_scheduler.basemodels import CONFIG_FILE as MODEL_CONFIG
 from graft_scheduler.basemodels import looks_like_path, read_json
+from graft_scheduler.cards import is_hub_id, public_name
 from graft_scheduler.errors import Conflict, InvalidInput, NotFound
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -100,14 +101,15 @@ def export_peft(
         )
     base = _base_config(str(source), None if model else config.get("revision"))
     _check_base(str(source), base)
+    name = base_name or public_name(str(source), is_local=looks_like_path(str(source)))
     modules = [module.trimmed() for module in read_layers(adapter)]
     _check_modules(modules, base)
     revision = None if model or base_name else config.get("revision")
-    peft = _peft_config(modules, config["lora_parameters"], base_name or str(source), revision)
-    notes = _notes(config, base_name or str(source))
+    peft = _peft_config(modules, config["lora_parameters"], name, revision)
+    notes = _notes(config, name)
     size = _write(output, modules, peft)
     ranks = [module.rank for module in modules]
-    return PeftExport(output, base_name or str(source), len(modules), (min(ranks), max(ranks)), size, notes)
+    return PeftExport(output, name, len(modules), (min(ranks), max(ranks)), size, notes)
 
 
 def _read_config(adapter: Path) -> dict[str, Any]:
@@ -220,9 +222,10 @@ def _notes(config: Mapping[str, Any], base: str) -> tuple[str, ...]:
     notes = []
     if config.get("base_quantization"):
         notes.append("it was trained on a quantised base, and answers slightly otherwise on the whole one")
-    if looks_like_path(base):
+    if not is_hub_id(base):
         notes.append(
-            f"PEFT will look for the base at {base}; `--base-name org/name` writes its name on the hub"
+            f"it says that its base is called {base}, and not where that is; `--base-name org/name` writes "
+            "its name on the hub"
         )
     return tuple(notes)
 
