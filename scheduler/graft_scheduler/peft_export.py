@@ -20,8 +20,9 @@ import numpy as np
 from graft_scheduler.adapter_layers import Array, Layer, read_layers
 from graft_scheduler.basemodels import CONFIG_FILE as MODEL_CONFIG
 from graft_scheduler.basemodels import looks_like_path, read_json
-from graft_scheduler.cards import is_hub_id, public_name
+from graft_scheduler.cards import BaseCard, Card, derived_card, is_hub_id, public_name, read_card, write_card
 from graft_scheduler.errors import Conflict, InvalidInput, NotFound
+from graft_scheduler.licences import UNKNOWN, find_licence
 
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -107,7 +108,7 @@ def export_peft(
     revision = None if model or base_name else config.get("revision")
     peft = _peft_config(modules, config["lora_parameters"], name, revision)
     notes = _notes(config, name)
-    size = _write(output, modules, peft)
+    size = _write(output, modules, peft, _card(adapter, str(source), name, is_same=base_name is not None))
     ranks = [module.rank for module in modules]
     return PeftExport(output, name, len(modules), (min(ranks), max(ranks)), size, notes)
 
@@ -230,7 +231,19 @@ def _notes(config: Mapping[str, Any], base: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _write(output: Path, modules: list[Layer], config: dict[str, Any]) -> int:
+def _card(adapter: Path, source: str, name: str, *, is_same: bool) -> Card:
+    """That of the adapter, with `name` for its base; `is_same` where that is no other base than its own."""
+    own = read_card(adapter)
+    method = str(read_json(adapter / ADAPTER_CONFIG, "").get("fine_tune_type") or "lora")
+    if own is not None and (is_same or own.base.name == name):
+        base = own.base.model_copy(update={"name": name})
+    else:
+        licence = find_licence(Path(source).expanduser()) if looks_like_path(source) else UNKNOWN
+        base = BaseCard(name=name, licence=licence)
+    return derived_card(own, "peft", base, method)
+
+
+def _write(output: Path, modules: list[Layer], config: dict[str, Any], card: Card) -> int:
     from safetensors.numpy import save_file
 
     aside = output.parent / f".partial-{output.name}"
@@ -239,6 +252,7 @@ def _write(output: Path, modules: list[Layer], config: dict[str, Any]) -> int:
     try:
         save_file(peft_arrays(modules), aside / PEFT_WEIGHTS, {"format": "pt"})
         (aside / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_card(aside, card)
         size = (aside / PEFT_WEIGHTS).stat().st_size
         if output.exists():
             output.rmdir()  # it is empty

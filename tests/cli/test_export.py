@@ -52,6 +52,13 @@ def test_a_fuse_shows_its_figures_and_names_the_output_after_the_adapter(
     assert any(line.split()[0] == "kept" and "of the tuning" in line for line in lines)
     assert [line.split()[0] for line in lines[-4:]] == ["MODEL", "base", "adapted", "fused"]
     assert "graft generate -m fused/sql" in run.stderr
+    sent = graft("push-hub", "fused/sql", "--repo", "lab/sql", "--dry-run").stdout
+    assert "base_model_relation: finetune" in sent
+    assert "| kept of the tuning |" in sent
+    assert "| compared on | " in sent
+    assert "| validation loss |" in sent
+    told = sent + (tmp_path / "fused" / "sql" / "graft.json").read_text()
+    assert str(lab) not in told
 
 
 @pytest.mark.processes
@@ -73,6 +80,16 @@ def test_exports_are_what_they_are_asked_to_be(
     config = json.loads((tmp_path / "exports" / "sql-peft" / "adapter_config.json").read_text())
     assert config["lora_alpha"] == 4 * 20
     assert config["base_model_name_or_path"] == "base"
+    cards = {
+        form: json.loads((tmp_path / "exports" / f"sql-{form}" / "graft.json").read_text())
+        for form in ("mlx-quantized", "peft")
+    }
+    assert {form: card["what"] for form, card in cards.items()} == {
+        "mlx-quantized": "quantised",
+        "peft": "peft",
+    }
+    assert cards["mlx-quantized"]["check"]["quantized_loss"] > 0
+    assert cards["peft"]["figures"]["trainable_parameters"] > 0
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ class AdapterSource:
     target: Path
     """What it is fused into."""
     target_name: str
+    is_own_base: bool
+    """It is fused into the base that it was trained on."""
     order: ExportOrder
     notes: tuple[str, ...]
 
@@ -96,7 +98,8 @@ def open_source(order: ExportOrder) -> AdapterSource:
         raise JobError(FailureClass.CONFIG, text)
     target = _find(target_ref, named=order.model is not None)
     trained_on, notes = target, []
-    if order.model is not None and recorded is not None and _is_another(order.model, recorded, config):
+    is_another = order.model is not None and (recorded is None or _is_another(order.model, recorded, config))
+    if is_another and order.model is not None and recorded is not None:
         own = _find_here(recorded)
         trained_on = target if own is None else own
         if own is None:
@@ -112,6 +115,7 @@ def open_source(order: ExportOrder) -> AdapterSource:
         trained_on,
         target,
         target_ref.source,
+        not is_another,
         order,
         tuple(notes),
     )
