@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graft_scheduler.exports import HeldOutData
     from graft_scheduler.hyperparameters import Precision
     from graft_scheduler.jobs import ModelRef, TrainJob
+    from graft_scheduler.states import Digest
 
 AdapterArgument = Annotated[
     str,
@@ -40,6 +41,10 @@ ADAPTER_NAMES = frozenset({"adapter", "adapters"})
 """Folders that are called after what they are; the one above says whose."""
 
 
+Need = Literal["base", "config", "nothing"]
+"""What of the base a command reads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """An adapter on this machine, and what is known of its training."""
@@ -53,6 +58,8 @@ class Chosen:
     """Where the base of its training is, if that is known."""
     data: HeldOutData | None
     precision: Precision
+    base_name: str | None = None
+    """What others call the base, where `model` was brought here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ class Asked:
     store_url: str | None = None
 
 
-def choose_adapter(asked: Asked, *, needs_base: bool = True) -> Chosen:
+def choose_adapter(asked: Asked, needs: Need = "base") -> Chosen:
     """The adapter that is asked for; a job's is fetched, its held-out rows and its base too.
 
     Raises:
@@ -82,11 +89,11 @@ def choose_adapter(asked: Asked, *, needs_base: bool = True) -> Chosen:
     if folder.is_dir():
         if which is not None:
             raise InvalidInput(f"`--checkpoint` is of a job, and {asked.adapter} is a folder; leave it out")
-        return _of_folder(folder, asked, needs_base=needs_base)
+        return _of_folder(folder, asked, needs)
     if "/" in asked.adapter:
         raise NotFound(f"there is no folder {asked.adapter}")
     with connect(asked.redis_url, store_url=asked.store_url) as client:
-        return _of_service(client, asked, which, needs_base=needs_base)
+        return _of_service(client, asked, which, needs)
 
 
 def adapter_folder(
@@ -98,22 +105,28 @@ def adapter_folder(
         NotFound: it is neither.
     """
     asked = Asked(text, checkpoint, redis_url=redis_url, store_url=store_url)
-    return choose_adapter(asked, needs_base=False).folder
+    return choose_adapter(asked, "nothing").folder
 
 
-def _of_folder(folder: Path, asked: Asked, *, needs_base: bool) -> Chosen:
+def _of_folder(folder: Path, asked: Asked, needs: Need) -> Chosen:
     from graft_scheduler.hyperparameters import Precision
 
     named = folder.absolute()
     name = named.parent.name if named.name in ADAPTER_NAMES else named.name
-    base = None
-    if needs_base and asked.model is None:
-        base = _base_of_folder(folder, asked)
-    return Chosen(folder, name, _named(asked.model) or base, base, _given(asked.data), Precision.AUTO)
+    found = None
+    if needs != "nothing" and asked.model is None:
+        found = _base_of_folder(folder, asked, needs)
+    base, base_name = found or (None, None)
+    model = _named(asked.model) or base
+    return Chosen(folder, name, model, base, _given(asked.data), Precision.AUTO, base_name)
 
 
-def _base_of_folder(folder: Path, asked: Asked) -> ModelRef | None:
-    """The store's copy of the base that the adapter's card names by digest; a hub id needs none."""
+def _base_of_folder(folder: Path, asked: Asked, needs: Need) -> tuple[ModelRef, str] | None:
+    """The store's copy of the base whose digest is in the adapter's card, and its name; a hub id needs none.
+
+    Raises:
+        NotFound: it was a folder, and the store has no copy.
+    """
     from graft_scheduler.cards import is_hub_id, read_card
     from graft_scheduler.errors import GraftError, NotFound
     from graft_scheduler.jobs import ModelRef
@@ -124,22 +137,22 @@ def _base_of_folder(folder: Path, asked: Asked) -> ModelRef | None:
     remedy = "`--model` names it where it is now"
     if card.base.digest is None:
         raise NotFound(f"the adapter in {folder} was trained on a folder called `{card.base.name}`; {remedy}")
-    out.note(f"bringing {card.base.name} from the store")
+    if needs == "base":
+        out.note(f"bringing {card.base.name} from the store")
     try:
         with connect(asked.redis_url, store_url=asked.store_url) as client:
-            brought = client.store().cached_folder(card.base.digest, "models")
+            brought = _bring_base(client, card.base.digest, needs)
     except GraftError as error:
         raise NotFound(
             f"the adapter in {folder} was trained on a folder called `{card.base.name}`, which cannot be "
             f"had from the store ({error}); {remedy}"
         ) from error
-    return ModelRef(source=str(brought), digest=card.base.digest)
+    return ModelRef(source=str(brought), digest=card.base.digest), card.base.name
 
 
-def _of_service(client: Client, asked: Asked, which: Which | None, *, needs_base: bool) -> Chosen:
-    from graft_scheduler.cards import ADAPTER_FILES
+def _of_service(client: Client, asked: Asked, which: Which | None, needs: Need) -> Chosen:
+    from graft_scheduler.cards import ADAPTER_FILES, public_name
     from graft_scheduler.errors import InvalidInput, NotFound
-    from graft_scheduler.hyperparameters import Precision
     from graft_scheduler.jobs import TrainJob
 
     try:
@@ -154,13 +167,16 @@ def _of_service(client: Client, asked: Asked, which: Which | None, *, needs_base
     try:
         spec = client.get(found.job).spec
     except NotFound:  # a name outlives the record of its job
-        chosen = _of_folder(folder, asked, needs_base=needs_base)
-        return Chosen(folder, name, chosen.model, chosen.trained_on, chosen.data, Precision.AUTO)
+        return replace(_of_folder(folder, asked, needs), name=name)
     if not isinstance(spec, TrainJob):
         raise InvalidInput(f"job {found.job} is no training")
-    if not needs_base:
-        return Chosen(folder, name, _named(asked.model), None, None, spec.precision)
     model = _named(asked.model)
+    if needs == "nothing" or (needs == "config" and model is not None):
+        return Chosen(folder, name, model, None, None, spec.precision)
+    if needs == "config":
+        is_local = spec.model.digest is not None
+        base_name = public_name(spec.model.source, is_local=True) if is_local else None
+        return Chosen(folder, name, _config_of_job(client, spec), None, None, spec.precision, base_name)
     base = _base_beside(client, spec, model) if model is not None else base_of_job(client, spec)
     rows = _given(asked.data, spec) or _held_out(client, spec)
     return Chosen(folder, name, model or base, base, rows, spec.precision)
@@ -210,7 +226,7 @@ def base_of_job(client: Client, spec: TrainJob) -> ModelRef:
         out.note(f"{source} is not what the job was trained on: its files have changed since")
     out.note(f"bringing {source} from the store")
     try:
-        brought = client.store().cached_folder(digest, "models")
+        brought = _bring_base(client, digest, "base")
     except StoreError as error:
         if not is_changed:
             raise
@@ -219,6 +235,26 @@ def base_of_job(client: Client, spec: TrainJob) -> ModelRef:
             f"store has no copy ({error}); `--model` names another"
         ) from error
     return spec.model.model_copy(update={"source": str(brought)})
+
+
+def _config_of_job(client: Client, spec: TrainJob) -> ModelRef | None:
+    """A folder with the config of the job's base; a hub id and revision are in the adapter's own record."""
+    from graft_scheduler.errors import GraftError
+
+    if spec.model.digest is None:
+        return None
+    try:
+        brought = _bring_base(client, spec.model.digest, "config")
+    except GraftError:  # then it is here, or whoever reads it says that it is not
+        return spec.model
+    return spec.model.model_copy(update={"source": str(brought)})
+
+
+def _bring_base(client: Client, digest: Digest, needs: Need) -> Path:
+    store = client.store()
+    if needs == "config":
+        return store.cached_folder(digest, "configs", {"config.json"})
+    return store.cached_folder(digest, "models")
 
 
 def _base_beside(client: Client, spec: TrainJob, model: ModelRef) -> ModelRef | None:

@@ -54,12 +54,12 @@ def export(
     if to not in FORMS:
         raise InvalidInput(f"`--to` is {to!r}; it must be one of {', '.join(FORMS)}")
     asked = Asked(adapter, checkpoint, model, data, redis_url, store_url)
-    chosen = choose_adapter(asked, needs_base=to != "peft")
+    chosen = choose_adapter(asked, "config" if to == "peft" else "base")
     target = str(
         output or Path("exports") / (f"{chosen.name}.gguf" if to == "gguf" else f"{chosen.name}-{to}")
     )
     if to == "peft":
-        _export_peft(chosen, Path(target), base_name, as_json=as_json)
+        _export_peft(chosen, Path(target), base_name or chosen.base_name, as_json=as_json)
         return
     shared = {
         "adapter": str(chosen.folder),

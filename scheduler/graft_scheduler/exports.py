@@ -129,7 +129,7 @@ class ExportReport(Spec):
     kind: str
     output: str
     model: str
-    """The base that was fused into, as it was named."""
+    """The base that was fused into, as others call it: a hub id, or the name of a folder."""
     form: str
     """What the weights are now, in words: `bfloat16`, `4 bits in groups of 64 (affine)`."""
     size_bytes: int

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from graft_scheduler.cards import write_card
+from graft_scheduler.cards import BaseCard, write_card
 from graft_scheduler.checkpoints import KeptCheckpoint
 from graft_scheduler.client import Client
 from graft_scheduler.demand import Request
 from graft_scheduler.errors import Conflict, NotFound
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.messages import TrainResult
-from graft_scheduler.states import JobState
+from graft_scheduler.states import Digest, JobState
 from graft_scheduler.store.digests import digest_of_files
 from graft_scheduler.store.manifest import list_folder
 from graft_scheduler.transitions import Ending, Report, Transitions
@@ -141,7 +141,7 @@ def test_an_adapter_for_other_commands_is_found_by_its_name_and_checkpoint(
     service("adapter", "tag", job, "good")
 
     folder = adapter_folder("good")
-    best = choose_adapter(Asked("good", "best"), needs_base=False)
+    best = choose_adapter(Asked("good", "best"), needs="nothing")
     service("adapter", "rm", job, "--yes")
 
     assert (folder / "adapters.safetensors").read_text() == "adapters.safetensors 0"
@@ -150,7 +150,7 @@ def test_an_adapter_for_other_commands_is_found_by_its_name_and_checkpoint(
     assert (best.folder / "adapters.safetensors").read_text() == "adapters.safetensors 2"
     assert not (best.folder / "optimizer.safetensors").exists()
     assert best.name == f"{job}-step-2"
-    assert choose_adapter(Asked("good"), needs_base=False).name == "good"
+    assert choose_adapter(Asked("good"), needs="nothing").name == "good"
     with Client() as client:
         assert folder.is_relative_to(client.settings.data_dir / "brought")
     with pytest.raises(NotFound, match="there is no folder nothing, and no adapter of that name"):
@@ -186,3 +186,34 @@ def test_a_base_that_changed_is_taken_from_the_store_or_refused(
         else:
             with pytest.raises(Conflict, match="its files have changed since, and the store has no copy"):
                 base_of_job(client, spec)
+
+
+def test_a_folders_base_is_had_from_the_store_by_the_digest_in_its_card(
+    service: Graft, tmp_path: Path
+) -> None:
+    del service
+    from graft_cli.adapter_choice import Asked, choose_adapter
+
+    base, adapter = tmp_path / "base", tmp_path / "sql" / "adapter"
+    base.mkdir()
+    adapter.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (base / name).write_text("{}")
+    with Client() as client:
+        digest = client.store().put_folder(base)
+    write_card(adapter, card(base=BaseCard(name="base", digest=digest)))
+
+    whole = choose_adapter(Asked(str(adapter)))
+    config = choose_adapter(Asked(str(adapter)), needs="config")
+    write_card(adapter, card(base=BaseCard(name="base", digest=Digest("sha256:" + "0" * 64))))
+
+    assert whole.name == "sql"
+    assert whole.model is not None
+    assert whole.model == whole.trained_on
+    assert {path.name for path in Path(whole.model.source).iterdir()} == {"config.json", "model.safetensors"}
+    assert config.model is not None
+    assert config.base_name == "base"
+    assert [path.name for path in Path(config.model.source).iterdir()] == ["config.json"]
+    with pytest.raises(NotFound, match="a folder called `base`, which cannot be had from the store"):
+        choose_adapter(Asked(str(adapter)))
+    assert choose_adapter(Asked(str(adapter), model="org/base")).trained_on is None

@@ -31,7 +31,7 @@ from graft_worker.engine.device import forget, peak_bytes, prepared
 from graft_worker.engine.fidelity import KEPT_SHARE, Compared, Witness, compare, listen, report
 from graft_worker.engine.folders import PARTIAL_PREFIX, write_whole
 from graft_worker.engine.fused import fuse_adapters
-from graft_worker.engine.fused_card import write_fused_card
+from graft_worker.engine.fused_card import base_card, write_fused_card
 from graft_worker.engine.held_out import HeldOut, read_held_out, write_own
 from graft_worker.engine.loading import DTYPES, cast, quantise
 from graft_worker.engine.model_folder import (
@@ -108,7 +108,7 @@ def fuse(order: FuseOrder, tell: Tell) -> ExportReport:
         return ExportReport(
             kind=order.kind,
             output=str(output),
-            model=source.target_name,
+            model=base_card(source).name,
             form=written.form,
             size_bytes=written.size_bytes,
             fused_bytes=written.size_bytes,

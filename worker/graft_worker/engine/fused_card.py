@@ -13,14 +13,16 @@ from graft_worker.engine.adapter_source import AdapterSource
 
 def write_fused_card(folder: Path, source: AdapterSource, what: What, form: str, fidelity: Fidelity) -> None:
     """Into the folder of the model."""
-    own = read_card(source.folder)
-    base = own.base if own is not None and source.is_own_base else _base_of(source)
+    own, base = read_card(source.folder), base_card(source)
     method, check = source.method.value, fidelity.model_dump()
     write_card(folder, derived_card(own, what, base, method, form=form, check=check))
 
 
-def _base_of(source: AdapterSource) -> BaseCard:
-    """What was fused into, as it is called elsewhere."""
+def base_card(source: AdapterSource) -> BaseCard:
+    """What is fused into, as it is called elsewhere."""
+    own = read_card(source.folder)
+    if own is not None and source.is_own_base:
+        return own.base
     name, folder = source.target_name, source.target
     is_local = looks_like_path(name)
     revision = None if is_local or folder.parent.name != "snapshots" else folder.name

@@ -33,7 +33,7 @@ from graft_worker.engine.exporting import (
 from graft_worker.engine.fidelity import compare
 from graft_worker.engine.folders import write_whole
 from graft_worker.engine.fused import QUANTIZED
-from graft_worker.engine.fused_card import write_fused_card
+from graft_worker.engine.fused_card import base_card, write_fused_card
 from graft_worker.link import JobError
 
 FUSED = ".fused"
@@ -77,7 +77,7 @@ def quantise_fused(order: QuantiseOrder, tell: Tell) -> ExportReport:
         return ExportReport(
             kind=order.kind,
             output=str(output),
-            model=source.target_name,
+            model=base_card(source).name,
             form=quantised.form,
             size_bytes=quantised.size_bytes,
             fused_bytes=fused.size_bytes,
