@@ -101,6 +101,8 @@ def test_sizes_tokens_and_frequencies_are_those_of_the_base(
     vocabulary = json.loads((base / "tokenizer.json").read_text())["model"]["vocab"]
 
     assert values["general.architecture"] == "llama"
+    assert values["general.base_model.0.name"] == "base"
+    assert values["general.license"] == "unknown"
     assert values["llama.attention.head_count_kv"] == 2
     assert values["llama.rope.freq_base"] == 500.0
     assert values["tokenizer.ggml.pre"] == "gpt-2"

@@ -51,7 +51,7 @@ def write_gguf(order: GgufOrder, tell: Tell) -> ExportReport:
             check_room(output, written.size_bytes)
             tell(f"writing {output.name}")
             dtype = None if order.dtype is Precision.AUTO else DTYPES[order.dtype]
-            size = write_model(plan, fused, aside / output.name, output.stem, dtype)
+            size = write_model(plan, fused, aside / output.name, base_card(source), dtype)
             _sync(aside / output.name)
             os.replace(aside / output.name, output)
         finally:
