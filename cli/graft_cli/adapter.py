@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -112,28 +111,6 @@ def which_of(text: str | None) -> Which | None:
     from graft_scheduler.checkpoints import parse_which
 
     return None if text is None else parse_which(text)
-
-
-def adapter_folder(text: str) -> Path:
-    """The folder of an adapter: one that is here, else that of a job or a name, brought to the cache.
-
-    Raises:
-        NotFound: it is neither.
-    """
-    from graft_scheduler.errors import NotFound
-    from graft_scheduler.settings import load_settings
-
-    folder = Path(text).expanduser()
-    if folder.exists() or "/" in text:
-        return folder
-    settings = load_settings()
-    try:
-        with connect(None) as client:
-            found = client.adapters.find(text)
-            cached = settings.data_dir / "cache" / "adapters" / found.digest.removeprefix("sha256:")
-            return cached if cached.is_dir() else client.pull(text, cached)
-    except NotFound as error:
-        raise NotFound(f"there is no folder {text}, and no adapter of that name: {error}") from error
 
 
 def _row(one: Found) -> tuple[str, ...]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graft_cli.adapter_choice import AdapterArgument, Chosen, DataOption, ModelOption, choose_adapter
+from graft_cli.adapter_choice import AdapterArgument, Asked, Chosen, DataOption, ModelOption, choose_adapter
 from graft_cli.amounts import size
 from graft_cli.fuse import Force, as_precision
 from graft_cli.making import make
-from graft_cli.options import AsJson, RedisUrl, StoreUrl
+from graft_cli.options import AsJson, CheckpointOption, RedisUrl, StoreUrl
 from graft_cli.output import out
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ FORMS = ("peft", "gguf", "mlx-quantized")
 def export(
     adapter: AdapterArgument,
     to: Annotated[str, typer.Option("--to", help="peft, gguf or mlx-quantized.")],
+    checkpoint: CheckpointOption = None,
     model: ModelOption = None,
     output: Annotated[
         Path | None,
@@ -52,17 +53,19 @@ def export(
 
     if to not in FORMS:
         raise InvalidInput(f"`--to` is {to!r}; it must be one of {', '.join(FORMS)}")
-    chosen = choose_adapter(adapter, model, data, redis_url, store_url, needs_base=to != "peft")
+    asked = Asked(adapter, checkpoint, model, data, redis_url, store_url)
+    chosen = choose_adapter(asked, "config" if to == "peft" else "base")
     target = str(
         output or Path("exports") / (f"{chosen.name}.gguf" if to == "gguf" else f"{chosen.name}-{to}")
     )
     if to == "peft":
-        _export_peft(chosen, Path(target), base_name, as_json=as_json)
+        _export_peft(chosen, Path(target), base_name or chosen.base_name, as_json=as_json)
         return
     shared = {
         "adapter": str(chosen.folder),
         "output": target,
         "model": chosen.model,
+        "trained_on": chosen.trained_on,
         "data": chosen.data,
         "precision": chosen.precision,
         "force": force,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graft_cli.adapter_choice import AdapterArgument, DataOption, ModelOption, choose_adapter
+from graft_cli.adapter_choice import AdapterArgument, Asked, DataOption, ModelOption, choose_adapter
 from graft_cli.making import make
-from graft_cli.options import AsJson, RedisUrl, StoreUrl
+from graft_cli.options import AsJson, CheckpointOption, RedisUrl, StoreUrl
 from graft_cli.output import out
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ Force = Annotated[
 
 def fuse(
     adapter: AdapterArgument,
+    checkpoint: CheckpointOption = None,
     model: ModelOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: fused/NAME.")
@@ -50,16 +51,18 @@ def fuse(
 
     if dequantize and keep_quantized:
         raise InvalidInput("`--dequantize` and `--keep-quantized` exclude each other; give one of them")
+    precision = as_precision(dtype)
     into = Into.TRAINED if dequantize else Into.QUANTIZED if keep_quantized else Into.FULL
-    chosen = choose_adapter(adapter, model, data, redis_url, store_url)
+    chosen = choose_adapter(Asked(adapter, checkpoint, model, data, redis_url, store_url))
     order = FuseOrder(
         adapter=str(chosen.folder),
         output=str(output or Path("fused") / chosen.name),
         model=chosen.model,
+        trained_on=chosen.trained_on,
         data=chosen.data,
         precision=chosen.precision,
         into=into,
-        dtype=as_precision(dtype),
+        dtype=precision,
         force=force,
     )
     report = make(order, as_json=as_json)

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from graft_cli.adapter import adapter_folder
-from graft_cli.options import AsJson
+from graft_cli.adapter_choice import adapter_folder
+from graft_cli.options import AsJson, CheckpointOption, RedisUrl, StoreUrl
 
 COMMAND = ("-m", "graft_worker.generate_command")
 NEEDS_MLX = "this needs MLX on this machine; `pip install '.[worker]'` in Graft's folder installs it"
@@ -36,7 +36,10 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    checkpoint: CheckpointOption = None,
     as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+    store_url: StoreUrl = None,
 ) -> None:
     """Answer a prompt here, with or without an adapter."""
     require_mlx()
@@ -44,7 +47,7 @@ def generate(
     command = generate_command(
         model,
         text,
-        None if adapter is None else adapter_folder(adapter),
+        None if adapter is None else adapter_folder(adapter, checkpoint, redis_url, store_url),
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,

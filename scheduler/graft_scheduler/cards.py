@@ -1,6 +1,6 @@
-"""What is said of an adapter to whoever finds it: of what it was made, how, where, and how well it does.
+"""What is said of an adapter, or of what was made of one, to whoever finds it: of what, how, where, how well.
 
-A card lies in the adapter's folder twice: as `graft.json`, which programs read, and as `README.md`, a
+A card lies in a folder twice: as `graft.json`, which programs read, and as `README.md`, a
 model card of the Hugging Face hub. Neither names a folder of the machine it was made on, nor a person.
 """
 
@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -26,6 +27,32 @@ WEIGHTS_FILE = "adapters.safetensors"
 CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILES = frozenset({WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, README_FILE})
 """What of a checkpoint is an adapter; the rest is for going on from it."""
+What = Literal["adapter", "checkpoint", "fused", "quantised", "gguf", "peft"]
+RELATIONS: dict[What, str] = {
+    "adapter": "adapter",
+    "checkpoint": "adapter",
+    "peft": "adapter",
+    "fused": "finetune",
+    "quantised": "quantized",
+    "gguf": "quantized",
+}
+"""The hub's words for how a model comes from its base."""
+LIBRARIES: dict[What, str] = {
+    "adapter": "mlx",
+    "checkpoint": "mlx",
+    "peft": "peft",
+    "fused": "transformers",
+    "quantised": "mlx",
+    "gguf": "gguf",
+}
+USES: dict[What, str] = {
+    "adapter": "`mlx_lm.load(BASE, adapter_path=FOLDER)` loads it.",
+    "checkpoint": "`mlx_lm.load(BASE, adapter_path=FOLDER)` loads it.",
+    "peft": "`peft.PeftModel.from_pretrained(BASE, FOLDER)` loads it.",
+    "fused": "`mlx_lm.load(FOLDER)` loads it.",
+    "quantised": "`mlx_lm.load(FOLDER)` loads it.",
+    "gguf": "llama.cpp loads it.",
+}
 PRIVATE = frozenset({"submitter", "labels", "name", "tracking"})
 """Settings of a job that have no part in the result."""
 
@@ -79,31 +106,58 @@ class Figures(Part):
     trainable_parameters: int | None = None
 
 
+class Check(Part):
+    """How near what was made of an adapter is to the adapted base; losses are in nats."""
+
+    origin: str
+    """What they were compared on."""
+    tokens: int
+    kept: float | None = None
+    """The share of the tuning that is left; absent where there was next to none."""
+    base_loss: float
+    adapted_loss: float
+    fused_loss: float
+    quantized_loss: float | None = None
+
+
 class Card(Part):
-    """An adapter, or a checkpoint taken for one."""
+    """An adapter, a checkpoint taken for one, or what was made of either.
+
+    Of an adapter that was not trained by Graft little is known; what is not is empty.
+    """
 
     version: Literal[1] = 1
-    what: Literal["adapter", "checkpoint"]
-    job: str
-    step: int
+    what: What
+    job: str = ""
+    step: int | None = None
     created_at: str
     """In UTC, as ISO 8601 has it."""
     base: BaseCard
-    data: DataCard
+    data: DataCard = DataCard(name="")
     method: str
-    seed: int
-    config: dict[str, Any]
+    seed: int | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
     """Every setting of the job that has a part in the result."""
-    versions: dict[str, str]
-    device: str
-    system: str
+    versions: dict[str, str] = Field(default_factory=dict)
+    device: str = ""
+    system: str = ""
     figures: Figures = Figures()
+    form: str = ""
+    """What the weights of a model are, in words."""
+    check: Check | None = None
 
 
 def write_card(folder: Path, card: Card) -> None:
     """Into a folder that exists."""
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n")
     (folder / README_FILE).write_text(readme(card))
+
+
+def derived_card(card: Card | None, what: What, base: BaseCard, method: str, **changes: Any) -> Card:
+    """Of what was made now of the adapter with `card`, if it has one; `base` is what it belongs to."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    known: dict[str, Any] = {"method": method} if card is None else dict(card)
+    return Card.model_validate({**known, "what": what, "base": base, "created_at": now, **changes})
 
 
 def parse_card(data: bytes, place: str) -> Card:
@@ -120,33 +174,59 @@ def parse_card(data: bytes, place: str) -> Card:
         raise StoreError(f"the card of {place} cannot be read ({where}: {problem['msg']})") from error
 
 
+def read_card(folder: Path) -> Card | None:
+    """The card in a folder, if there is one.
+
+    Raises:
+        StoreError: as `parse_card`.
+    """
+    path = folder / CARD_FILE
+    return parse_card(path.read_bytes(), str(folder)) if path.is_file() else None
+
+
 def readme(card: Card) -> str:
     """The card as a model card of the hub."""
     import yaml
 
     head = yaml.safe_dump(front_matter(card), sort_keys=False, allow_unicode=True)
-    what = (
-        f"{card.method} adapter"
-        if card.what == "adapter"
-        else f"{card.method} checkpoint of step {card.step}"
-    )
     config = json.dumps(card.config, indent=2, ensure_ascii=False)
     parts = [
         f"---\n{head}---\n",
-        f"# {what} for {card.base.name}\n",
-        f"Made with Graft on {card.created_at[:10]}. `mlx_lm.load(BASE, adapter_path=FOLDER)` loads it.\n",
+        f"# {_title(card)}\n",
+        f"Made with Graft on {card.created_at[:10]}. {USES[card.what]}\n",
         _table([(name, value) for rows in card_rows(card).values() for name, value in rows]),
-        f"## Settings\n\n```json\n{config}\n```\n",
     ]
-    return "\n".join(parts)
+    settings = f"## Settings\n\n```json\n{config}\n```\n"
+    return "\n".join([*parts, settings] if card.config else parts)
+
+
+def _title(card: Card) -> str:
+    fused = f"{card.base.name} with a {card.method} adapter fused in"
+    if card.method == "full":
+        fused = f"{card.base.name}, fine-tuned"
+    adapter = f"{card.method} adapter for {card.base.name}"
+    titles: dict[What, str] = {
+        "adapter": adapter,
+        "checkpoint": f"{card.method} checkpoint of step {card.step} for {card.base.name}",
+        "peft": f"{adapter}, in PEFT's form",
+        "fused": fused,
+        "quantised": f"{fused}, quantised",
+        "gguf": f"{fused}, for llama.cpp",
+    }
+    return titles[card.what]
 
 
 def front_matter(card: Card) -> dict[str, Any]:
     """What the hub reads of a model card."""
-    tags = ["mlx", "graft", card.method, *(["fine-tuned"] if card.method == "full" else ["adapter"])]
+    is_adapter = RELATIONS[card.what] == "adapter" and card.method != "full"
+    form = card.what if card.what in {"peft", "gguf"} else "mlx"
+    tags = [form, "graft", card.method, "adapter" if is_adapter else "fine-tuned"]
+    # Of a folder the name means another model there, if any.
+    base = {"base_model": card.base.name} if is_hub_id(card.base.name) else {}
     head: dict[str, Any] = {
-        "base_model": card.base.name,
-        "library_name": "mlx",
+        **base,
+        "base_model_relation": RELATIONS[card.what],
+        "library_name": LIBRARIES[card.what],
         "pipeline_tag": "text-generation",
         "license": card.base.licence,
         "tags": list(dict.fromkeys(tags)),
@@ -174,8 +254,8 @@ def card_rows(card: Card) -> dict[str, list[tuple[str, str]]]:
         "Training": [
             ("job", card.job),
             ("method", card.method),
-            ("step", str(card.step)),
-            ("seed", str(card.seed)),
+            ("step", _number(card.step, "")),
+            ("seed", _number(card.seed, "")),
             ("tokens", _number(figures.tokens, ",")),
             ("tokens a second", _number(figures.tokens_per_second, ",.0f")),
             ("seconds", _number(figures.training_seconds, ",.1f")),
@@ -189,14 +269,17 @@ def card_rows(card: Card) -> dict[str, list[tuple[str, str]]]:
             ("loss at the end", _number(figures.final_loss, ".4f")),
             ("best loss", _best(figures)),
         ],
+        "Check": _check_rows(card.check),
         "Made": [
             ("date", card.created_at),
+            ("weights", card.form),
             ("device", card.device),
             ("system", card.system),
             ("versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
         ],
     }
-    return {title: [(name, value) for name, value in pairs if value] for title, pairs in rows.items()}
+    known = {title: [(name, value) for name, value in pairs if value] for title, pairs in rows.items()}
+    return {title: pairs for title, pairs in known.items() if pairs}
 
 
 def public_config(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +325,19 @@ def _best(figures: Figures) -> str | None:
     if figures.best_loss is None:
         return None
     return f"{figures.best_loss:.4f} after step {figures.best_step}"
+
+
+def _check_rows(check: Check | None) -> list[tuple[str, str | None]]:
+    if check is None:
+        return []
+    return [
+        ("compared on", f"{check.tokens} tokens of {check.origin}"),
+        ("kept of the tuning", _number(check.kept, ".1%")),
+        ("loss of the base there", _number(check.base_loss, ".4f")),
+        ("loss with the adapter", _number(check.adapted_loss, ".4f")),
+        ("loss when fused", _number(check.fused_loss, ".4f")),
+        ("loss when quantised", _number(check.quantized_loss, ".4f")),
+    ]
 
 
 def _number(value: float | None, form: str) -> str | None:

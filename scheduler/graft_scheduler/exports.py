@@ -39,6 +39,8 @@ class HeldOutData(Spec):
 
     path: str = Field(min_length=1)
     """A file, of which all rows are taken, or a data set's folder, of which the validation rows are."""
+    name: str | None = None
+    """What it is called in what others read; absent: the last part of the path."""
     format: DataFormat | None = None
     mask_prompt: bool = True
     max_length: int = Field(default=2048, ge=8)
@@ -57,6 +59,8 @@ class ExportOrder(Spec):
     """Does not exist yet, or is an empty folder."""
     model: ModelRef | None = None
     """The base to fuse into; absent means the one that the adapter's own record names."""
+    trained_on: ModelRef | None = None
+    """Where the base of its training is, for whoever knows; absent: what the adapter's own record names."""
     data: HeldOutData | None = None
     """Absent: the adapted model writes the texts itself that it is compared on."""
     precision: Precision = Precision.AUTO
@@ -125,7 +129,7 @@ class ExportReport(Spec):
     kind: str
     output: str
     model: str
-    """The base that was fused into, as it was named."""
+    """The base that was fused into, as others call it: a hub id, or the name of a folder."""
     form: str
     """What the weights are now, in words: `bfloat16`, `4 bits in groups of 64 (affine)`."""
     size_bytes: int

@@ -14,21 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from graft_scheduler.basemodels import looks_like_path
+from graft_scheduler.cards import LIBRARIES, README_FILE, RELATIONS, What, is_hub_id, public_name, read_card
 from graft_scheduler.errors import InvalidInput, NotAllowed, NotFound, Unreachable
 
-CARD = "README.md"
-SOURCE = "graft.json"
-"""What a fused or exported folder says of its origin: the base, and what was made of it."""
 FENCE = "---"
-RELATIONS = {
-    "fuse": "finetune",
-    "gguf": "quantized",
-    "mlx-quantized": "quantized",
-    "adapter": "adapter",
-    "peft": "adapter",
-}
-"""The hub's words for how a model comes from its base."""
-LIBRARIES = {"adapter": "mlx", "peft": "peft", "mlx-quantized": "mlx", "fuse": "transformers", "gguf": "gguf"}
+TRACKING = "tracking"
+"""The trackers' own files beside an adapter: they name machines and people."""
+PLACES = {"adapter_config.json": ("model", "base_model_name_or_path"), "config.json": ("_name_or_path",)}
+"""Where other libraries and older adapters may have written a folder of the machine they were made on."""
 REFUSED = (401, 403)
 
 
@@ -47,11 +40,12 @@ class Parcel:
     """What is to be sent."""
 
     folder: Path
-    kind: str
-    """One of `RELATIONS`."""
+    kind: What
     base: str | None
     card: str
     files: tuple[str, ...]
+    changed: Mapping[str, str]
+    """Files that are sent otherwise than they lie there: without places of this machine."""
 
 
 def pack(folder: Path) -> Parcel:
@@ -60,6 +54,7 @@ def pack(folder: Path) -> Parcel:
     Raises:
         NotFound: there is no such folder.
         InvalidInput: it holds no adapter and no model.
+        StoreError: what it says of itself cannot be read.
     """
     if not folder.is_dir():
         raise NotFound(f"there is no folder {folder}")
@@ -67,11 +62,11 @@ def pack(folder: Path) -> Parcel:
         sorted(
             str(path.relative_to(folder))
             for path in folder.rglob("*")
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if path.is_file() and _is_sent(path.relative_to(folder))
         )
     )
     kind, base = _kind(folder, files)
-    return Parcel(folder, kind, base, _card(folder, kind, base), files)
+    return Parcel(folder, kind, base, _card(folder, kind, base), files, _without_places(folder, files))
 
 
 def push(parcel: Parcel, repository: str, *, private: bool, message: str | None = None) -> Pushed:
@@ -92,11 +87,13 @@ def push(parcel: Parcel, repository: str, *, private: bool, message: str | None 
             raise NotAllowed("there is no token for the hub; set HF_TOKEN, or log in with `hf auth login`")
         api.create_repo(repository, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as aside:
-            card = Path(aside) / CARD
-            card.write_text(parcel.card)
+            changed = {**parcel.changed, README_FILE: parcel.card}
+            for name, text in changed.items():
+                (Path(aside) / name).parent.mkdir(parents=True, exist_ok=True)
+                (Path(aside) / name).write_text(text)
             operations = [
-                hub.CommitOperationAdd(name, str(card if name == CARD else parcel.folder / name))
-                for name in sorted({*parcel.files, CARD})
+                hub.CommitOperationAdd(name, str((Path(aside) if name in changed else parcel.folder) / name))
+                for name in sorted({*parcel.files, README_FILE})
             ]
             commit = api.create_commit(
                 repository,
@@ -104,11 +101,6 @@ def push(parcel: Parcel, repository: str, *, private: bool, message: str | None 
                 commit_message=message or f"Upload a model made with Graft ({parcel.kind})",
             )
     return Pushed(repository, str(commit.repo_url), str(commit.oid), len(operations))
-
-
-def write_source(folder: Path, kind: str, base: str) -> None:
-    """Leave word in a folder of what it is, for its card."""
-    (folder / SOURCE).write_text(json.dumps({"kind": kind, "base_model": base}, indent=2) + "\n")
 
 
 @contextmanager
@@ -144,36 +136,60 @@ def _in_words(hub: Any, repository: str) -> Iterator[None]:
         raise
 
 
-def _kind(folder: Path, files: tuple[str, ...]) -> tuple[str, str | None]:
-    """What the folder holds, and which base it comes from, if it says so."""
+def _is_sent(name: Path) -> bool:
+    return name.parts[0] != TRACKING and not any(part.startswith(".") for part in name.parts)
+
+
+def _kind(folder: Path, files: tuple[str, ...]) -> tuple[What, str | None]:
+    """What the folder holds, and which base it comes from, if it says so by a name of the hub."""
+    card = read_card(folder)
+    if card is not None:
+        return card.what, card.base.name if is_hub_id(card.base.name) else None
     adapter = _read(folder / "adapter_config.json")
     if "adapter_model.safetensors" in files:
-        return "peft", adapter.get("base_model_name_or_path")
+        return "peft", _hub_id(adapter.get("base_model_name_or_path"))
     if "adapters.safetensors" in files:
-        return "adapter", adapter.get("model")
-    source = _read(folder / SOURCE)
-    if source.get("kind") in RELATIONS:
-        return str(source["kind"]), source.get("base_model")
+        return "adapter", _hub_id(adapter.get("model"))
     if any(name.endswith(".gguf") for name in files):
         return "gguf", None
     config = _read(folder / "config.json")
     if not config or not any(name.endswith(".safetensors") for name in files):
         raise InvalidInput(f"{folder} holds neither an adapter nor a model")
-    return ("mlx-quantized" if config.get("quantization") else "fuse"), None
+    return ("quantised" if config.get("quantization") else "fused"), None
 
 
-def _card(folder: Path, kind: str, base: str | None) -> str:
+def _hub_id(source: object) -> str | None:
+    is_one = isinstance(source, str) and is_hub_id(source) and not looks_like_path(source)
+    return str(source) if is_one else None
+
+
+def _without_places(folder: Path, files: tuple[str, ...]) -> dict[str, str]:
+    """The configs that name a folder of this machine, with its name alone."""
+    changed = {}
+    for file in files:
+        keys = PLACES.get(Path(file).name, ())
+        found = _read(folder / file) if keys else {}
+        places = {key: found[key] for key in keys if isinstance(found.get(key), str)}
+        names = {key: public_name(place, is_local=looks_like_path(place)) for key, place in places.items()}
+        if names != places:
+            changed[file] = json.dumps({**found, **names}, indent=2) + "\n"
+    return changed
+
+
+def _card(folder: Path, kind: What, base: str | None) -> str:
     """The card that lies in the folder, with what is missing in its head; or a short one."""
-    path = folder / CARD
+    path = folder / README_FILE
     head, body = _split(path.read_text(encoding="utf-8")) if path.is_file() else ({}, _body(kind, base))
-    known = {
+    known: dict[str, Any] = {
         "library_name": LIBRARIES[kind],
         "pipeline_tag": "text-generation",
         "tags": ["mlx", "graft"] if kind != "gguf" else ["gguf", "graft"],
         "base_model_relation": RELATIONS[kind],
     }
-    if base is not None and not looks_like_path(base):  # a path on somebody's machine is nothing to publish
+    if base is not None:
         known["base_model"] = base
+    if isinstance(named := head.get("base_model"), str) and not is_hub_id(named):
+        head.pop("base_model")  # a place on somebody's machine, or the name of another model
     return _joined({**known, **head}, body)
 
 
@@ -198,16 +214,17 @@ def _joined(head: Mapping[str, Any], body: str) -> str:
     return f"{FENCE}\n{yaml.safe_dump(dict(head), sort_keys=True, allow_unicode=True)}{FENCE}\n{body}"
 
 
-def _body(kind: str, base: str | None) -> str:
-    what = {
+def _body(kind: What, base: str | None) -> str:
+    bodies: dict[What, str] = {
         "adapter": "A LoRA adapter for mlx-lm",
+        "checkpoint": "A LoRA adapter for mlx-lm",
         "peft": "A LoRA adapter for PEFT",
-        "fuse": "A fine-tuned model, its adapter fused into its weights",
-        "mlx-quantized": "A fine-tuned model, fused and then quantised, for mlx-lm",
+        "fused": "A fine-tuned model, its adapter fused into its weights",
+        "quantised": "A fine-tuned model, fused and then quantised, for mlx-lm",
         "gguf": "A fine-tuned model for llama.cpp",
-    }[kind]
-    of = f" of {base}" if base is not None and not looks_like_path(base) else ""
-    return f"\n{what}{of}. Made with Graft.\n"
+    }
+    of = f" of {base}" if base is not None else ""
+    return f"\n{bodies[kind]}{of}. Made with Graft.\n"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -20,7 +20,9 @@ import numpy as np
 from graft_scheduler.adapter_layers import Array, Layer, read_layers
 from graft_scheduler.basemodels import CONFIG_FILE as MODEL_CONFIG
 from graft_scheduler.basemodels import looks_like_path, read_json
+from graft_scheduler.cards import BaseCard, Card, derived_card, is_hub_id, public_name, read_card, write_card
 from graft_scheduler.errors import Conflict, InvalidInput, NotFound
+from graft_scheduler.licences import UNKNOWN, find_licence
 
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -100,14 +102,15 @@ def export_peft(
         )
     base = _base_config(str(source), None if model else config.get("revision"))
     _check_base(str(source), base)
+    name = base_name or public_name(str(source), is_local=looks_like_path(str(source)))
     modules = [module.trimmed() for module in read_layers(adapter)]
     _check_modules(modules, base)
     revision = None if model or base_name else config.get("revision")
-    peft = _peft_config(modules, config["lora_parameters"], base_name or str(source), revision)
-    notes = _notes(config, base_name or str(source))
-    size = _write(output, modules, peft)
+    peft = _peft_config(modules, config["lora_parameters"], name, revision)
+    notes = _notes(config, name)
+    size = _write(output, modules, peft, _card(adapter, str(source), name, is_same=base_name is not None))
     ranks = [module.rank for module in modules]
-    return PeftExport(output, base_name or str(source), len(modules), (min(ranks), max(ranks)), size, notes)
+    return PeftExport(output, name, len(modules), (min(ranks), max(ranks)), size, notes)
 
 
 def _read_config(adapter: Path) -> dict[str, Any]:
@@ -220,14 +223,27 @@ def _notes(config: Mapping[str, Any], base: str) -> tuple[str, ...]:
     notes = []
     if config.get("base_quantization"):
         notes.append("it was trained on a quantised base, and answers slightly otherwise on the whole one")
-    if looks_like_path(base):
+    if not is_hub_id(base):
         notes.append(
-            f"PEFT will look for the base at {base}; `--base-name org/name` writes its name on the hub"
+            f"it says that its base is called {base}, and not where that is; `--base-name org/name` writes "
+            "its name on the hub"
         )
     return tuple(notes)
 
 
-def _write(output: Path, modules: list[Layer], config: dict[str, Any]) -> int:
+def _card(adapter: Path, source: str, name: str, *, is_same: bool) -> Card:
+    """That of the adapter, with `name` for its base; `is_same` where that is no other base than its own."""
+    own = read_card(adapter)
+    method = str(read_json(adapter / ADAPTER_CONFIG, "").get("fine_tune_type") or "lora")
+    if own is not None and (is_same or own.base.name == name):
+        base = own.base.model_copy(update={"name": name})
+    else:
+        licence = find_licence(Path(source).expanduser()) if looks_like_path(source) else UNKNOWN
+        base = BaseCard(name=name, licence=licence)
+    return derived_card(own, "peft", base, method)
+
+
+def _write(output: Path, modules: list[Layer], config: dict[str, Any], card: Card) -> int:
     from safetensors.numpy import save_file
 
     aside = output.parent / f".partial-{output.name}"
@@ -236,6 +252,7 @@ def _write(output: Path, modules: list[Layer], config: dict[str, Any]) -> int:
     try:
         save_file(peft_arrays(modules), aside / PEFT_WEIGHTS, {"format": "pt"})
         (aside / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_card(aside, card)
         size = (aside / PEFT_WEIGHTS).stat().st_size
         if output.exists():
             output.rmdir()  # it is empty

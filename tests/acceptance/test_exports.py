@@ -34,18 +34,20 @@ def test_a_jobs_adapter_is_fused_into_the_stores_base_and_checked_on_the_rows_it
     base.rename(tmp_path / "gone")  # only the store has it now
 
     fused = graft(fleet, tmp_path, "fuse", record.id[:6], "--json")
-    peft = graft(fleet, tmp_path, "export", record.id, "--to", "peft", "-m", str(tmp_path / "gone"), "--json")
+    peft = graft(fleet, tmp_path, "export", record.id, "--to", "peft", "--json")
 
     assert record.result is not None
     report = json.loads(fused.stdout)["report"]
     fidelity = report["fidelity"]
     assert report["notes"] == []
-    assert "the rows held out of" in fidelity["origin"]
+    assert report["model"] == "base"
+    assert fidelity["origin"] == f"the rows held out of {tiny_data.name}"
     assert fidelity["rows"] == 4
     assert fidelity["adapted_loss"] == pytest.approx(record.result.final_loss, abs=1e-3)
     assert fidelity["kept"] > 0.999
     assert (tmp_path / "fused" / record.id / "model.safetensors").exists()
     assert json.loads(peft.stdout)["output"] == f"exports/{record.id}-peft"
+    assert json.loads(peft.stdout)["base"] == "base"
 
 
 def graft(fleet: Fleet, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from graft_scheduler.cards import write_card
+from graft_scheduler.cards import BaseCard, write_card
 from graft_scheduler.checkpoints import KeptCheckpoint
 from graft_scheduler.client import Client
 from graft_scheduler.demand import Request
+from graft_scheduler.errors import Conflict, NotFound
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.messages import TrainResult
-from graft_scheduler.states import JobState
+from graft_scheduler.states import Digest, JobState
+from graft_scheduler.store.digests import digest_of_files
+from graft_scheduler.store.manifest import list_folder
 from graft_scheduler.transitions import Ending, Report, Transitions
 from tests.cli.conftest import Graft
 from tests.scheduler.test_cards import card
@@ -130,16 +133,87 @@ def test_gc_says_what_would_go_and_asks_before_it_goes(service: Graft, job: str)
     assert service("gc", "--redis-url", "redis://127.0.0.1:1/0").code == 8
 
 
-def test_an_adapter_for_generate_is_found_by_its_name(service: Graft, job: str, tmp_path: Path) -> None:
-    from graft_cli.adapter import adapter_folder
-    from graft_scheduler.errors import NotFound
+def test_an_adapter_for_other_commands_is_found_by_its_name_and_checkpoint(
+    service: Graft, job: str, tmp_path: Path
+) -> None:
+    from graft_cli.adapter_choice import Asked, adapter_folder, choose_adapter
 
     service("adapter", "tag", job, "good")
 
     folder = adapter_folder("good")
+    best = choose_adapter(Asked("good", "best"), needs="nothing")
+    service("adapter", "rm", job, "--yes")
 
     assert (folder / "adapters.safetensors").read_text() == "adapters.safetensors 0"
     assert adapter_folder("good") == folder
     assert adapter_folder(str(tmp_path)) == tmp_path
+    assert (best.folder / "adapters.safetensors").read_text() == "adapters.safetensors 2"
+    assert not (best.folder / "optimizer.safetensors").exists()
+    assert best.name == f"{job}-step-2"
+    assert choose_adapter(Asked("good"), needs="nothing").name == "good"
+    with Client() as client:
+        assert folder.is_relative_to(client.settings.data_dir / "brought")
     with pytest.raises(NotFound, match="there is no folder nothing, and no adapter of that name"):
         adapter_folder("nothing")
+    for words in (("fuse",), ("export", "--to", "peft"), ("push-hub", "--repo", "a/b")):
+        gone = service(*words, job)
+        assert (gone.code, "was removed by" in gone.stderr) == (7, True)
+
+
+@pytest.mark.parametrize("is_in_store", [True, False])
+def test_a_base_that_changed_is_taken_from_the_store_or_refused(
+    service: Graft, tmp_path: Path, is_in_store: bool
+) -> None:
+    del service
+    from graft_cli.adapter_choice import base_of_job
+
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    digest = digest_of_files(list_folder(base))
+    spec = TrainJob.model_validate(
+        {"model": {"source": str(base), "digest": digest}, "data": "rows.jsonl", "method": "lora"}
+    )
+    with Client() as client:
+        if is_in_store:
+            client.store().put_folder(base)
+        assert base_of_job(client, spec) == spec.model
+        (base / "config.json").write_text('{"another": 1}')
+
+        if is_in_store:
+            brought = Path(base_of_job(client, spec).source)
+            assert (brought / "config.json").read_text() == "{}"
+        else:
+            with pytest.raises(Conflict, match="its files have changed since, and the store has no copy"):
+                base_of_job(client, spec)
+
+
+def test_a_folders_base_is_had_from_the_store_by_the_digest_in_its_card(
+    service: Graft, tmp_path: Path
+) -> None:
+    del service
+    from graft_cli.adapter_choice import Asked, choose_adapter
+
+    base, adapter = tmp_path / "base", tmp_path / "sql" / "adapter"
+    base.mkdir()
+    adapter.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (base / name).write_text("{}")
+    with Client() as client:
+        digest = client.store().put_folder(base)
+    write_card(adapter, card(base=BaseCard(name="base", digest=digest)))
+
+    whole = choose_adapter(Asked(str(adapter)))
+    config = choose_adapter(Asked(str(adapter)), needs="config")
+    write_card(adapter, card(base=BaseCard(name="base", digest=Digest("sha256:" + "0" * 64))))
+
+    assert whole.name == "sql"
+    assert whole.model is not None
+    assert whole.model == whole.trained_on
+    assert {path.name for path in Path(whole.model.source).iterdir()} == {"config.json", "model.safetensors"}
+    assert config.model is not None
+    assert config.base_name == "base"
+    assert [path.name for path in Path(config.model.source).iterdir()] == ["config.json"]
+    with pytest.raises(NotFound, match="a folder called `base`, which cannot be had from the store"):
+        choose_adapter(Asked(str(adapter)))
+    assert choose_adapter(Asked(str(adapter), model="org/base")).trained_on is None

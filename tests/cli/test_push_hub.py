@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
+from graft_scheduler.cards import write_card
 from graft_scheduler.errors import InvalidInput, NotFound
 from graft_scheduler.hub_push import pack
+from tests.scheduler.test_cards import card
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: nothing is pushed")
 
@@ -211,16 +213,34 @@ def test_cards_say_how_a_model_comes_from_its_base(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text('{"quantization": {"bits": 4}}')
     alone = pack(tmp_path)
-    (tmp_path / "graft.json").write_text('{"kind": "fuse", "base_model": "org/base"}')
+    write_card(tmp_path, card(what="fused"))
     fused = pack(tmp_path)
-    (tmp_path / "graft.json").write_text('{"kind": "fuse", "base_model": "/home/me/base"}')
-    private = pack(tmp_path)
 
-    assert (alone.kind, alone.base) == ("mlx-quantized", None)
+    assert (alone.kind, alone.base) == ("quantised", None)
     assert head_of(alone.card)["base_model_relation"] == "quantized"
+    assert (fused.kind, fused.base) == ("fused", "mlx-community/tiny")
     assert head_of(fused.card)["base_model_relation"] == "finetune"
-    assert head_of(fused.card)["base_model"] == "org/base"
-    assert "/home/me" not in private.card
+    assert head_of(fused.card)["license"] == "apache-2.0"
+
+
+@pytest.mark.processes
+def test_no_place_of_this_machine_is_published(hub: Hub, adapter: Path, tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "uncut/adapter_config.json"):
+        (adapter / name).parent.mkdir(exist_ok=True)
+        (adapter / name).write_text('{"model": "/home/me/base", "fine_tune_type": "lora"}')
+    (adapter / "config.json").write_text('{"_name_or_path": "/home/me/base"}')
+    (adapter / "README.md").write_text("---\nbase_model: /home/me/base\n---\n# Ours\n")
+    (adapter / "tracking").mkdir()
+    (adapter / "tracking" / "run.log").write_text("/home/me")
+
+    ran = push(hub, str(adapter), "--repo", "lab/sql", home=tmp_path / "home")
+
+    assert ran.returncode == 0, ran.stderr
+    sent = hub.repositories["lab/sql"]
+    assert "tracking/run.log" not in sent
+    assert not [name for name, content in sent.items() if b"/home/me" in content]
+    assert json.loads(sent["adapter_config.json"]) == {"model": "base", "fine_tune_type": "lora"}
+    assert "base_model" not in head_of(sent["README.md"].decode())
 
 
 def test_a_folder_with_no_model_is_refused(tmp_path: Path) -> None:

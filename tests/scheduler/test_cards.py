@@ -11,11 +11,14 @@ import yaml
 from graft_scheduler.cards import (
     BaseCard,
     Card,
+    Check,
     DataCard,
     Figures,
+    derived_card,
     parse_card,
     public_config,
     public_name,
+    read_card,
     readme,
     write_card,
 )
@@ -52,6 +55,7 @@ def test_a_card_is_read_back_as_it_was_and_by_the_hub(tmp_path: Path) -> None:
     _, head, body = (tmp_path / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head) == {
         "base_model": "mlx-community/tiny",
+        "base_model_relation": "adapter",
         "library_name": "mlx",
         "pipeline_tag": "text-generation",
         "license": "apache-2.0",
@@ -63,6 +67,37 @@ def test_a_card_is_read_back_as_it_was_and_by_the_hub(tmp_path: Path) -> None:
 
 def test_a_data_set_that_is_no_hub_id_is_none_of_the_hubs() -> None:
     assert "datasets" not in readme(card(data=DataCard(name="rows.jsonl"))).partition("---\n#")[0]
+
+
+def test_a_base_that_is_a_folder_is_none_of_the_hubs() -> None:
+    text = readme(card(base=BaseCard(name="base", licence="mit")))
+
+    assert "base_model:" not in text
+    assert "# lora adapter for base" in text
+
+
+def test_what_is_made_of_an_adapter_keeps_its_card(tmp_path: Path) -> None:
+    check = Check(
+        origin="tickets@v1", tokens=185, kept=0.998, base_loss=2.0, adapted_loss=1.0, fused_loss=1.01
+    )
+    own = derived_card(card(), "fused", card().base, "lora", form="bfloat16", check=check)
+    foreign = derived_card(None, "quantised", BaseCard(name="org/base"), "dora")
+    write_card(tmp_path, own)
+
+    assert read_card(tmp_path) == own
+    assert own.data == card().data
+    text = (tmp_path / "README.md").read_text()
+    for said in (
+        "| kept of the tuning | 99.8% |",
+        "185 tokens of tickets@v1",
+        "| validation loss | 0.5000 |",
+    ):
+        assert said in text
+    assert "base_model_relation: finetune\n" in text
+    assert "license: apache-2.0\n" in text
+    assert "# org/base with a dora adapter fused in, quantised\n" in readme(foreign)
+    assert "| job |" not in readme(foreign)
+    assert read_card(tmp_path / "none") is None
 
 
 def test_a_card_of_a_later_version_is_refused_and_one_that_says_more_is_not() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -422,6 +423,7 @@ def test_a_dest_that_cannot_be_written_is_one_line_with_its_name(store: Store, t
 
 PUT_REPEATEDLY = """
 import sys
+import time
 from pathlib import Path
 from graft_scheduler.store import open_store
 store = open_store(sys.argv[1])
@@ -628,3 +630,24 @@ def test_what_another_user_stored_is_renewed_by_writing_it_again(
 
     assert blob_path(root, digest).stat().st_mtime > 0
     assert store.get_bytes(digest) == b"theirs"
+
+
+def test_what_commands_brought_goes_when_none_used_it_for_a_month(tmp_path: Path) -> None:
+    cache = tmp_path / "brought"
+    store = open_store((tmp_path / "store").as_uri(), cache=cache)
+    digests = []
+    for name in ("old", "used", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+        digests.append(store.put_folder(tmp_path / name))
+    old, used = (store.cached_folder(digest, "models") for digest in digests[:2])
+    then = time.time() - 31 * 86_400
+    for folder in (old, used):
+        os.utime(folder, (then, then))
+
+    store.cached_folder(digests[1], "models")
+    assert old.is_dir()
+    store.cached_folder(digests[2])
+
+    assert not old.exists()
+    assert (used / "file").read_text() == "used"

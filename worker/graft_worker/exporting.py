@@ -39,9 +39,9 @@ def fuse(
 ) -> ExportReport:
     """Make a model of its own of the adapter in the folder `adapter`; it is written to `output`.
 
-    `model` is its base where the adapter's record does not say; `data` a file of rows, or a data set's
-    folder, on which the fused model is compared with the adapted one. Without it they are compared on texts
-    that the adapted model writes.
+    `model` is its base where that is a folder, of which the adapter knows but the name; `data` a file of
+    rows, or a data set's folder, on which the fused model is compared with the adapted one.
+    Without it they are compared on texts that the adapted model writes.
 
     Raises:
         NotAllowed: the fused model lost the tuning, and nothing was written; see `force`.

@@ -12,6 +12,7 @@ from tempfile import gettempdir
 
 from graft_scheduler.errors import Conflict, StoreError
 from graft_scheduler.states import Digest
+from graft_scheduler.store.brought import bring
 from graft_scheduler.store.depots import Depot, Source, check_digest
 from graft_scheduler.store.manifest import (
     MAX_MANIFEST_BYTES,
@@ -151,15 +152,15 @@ class Store:
                     self._complete(entry.digest, partial, note)
             _move_folder(folder, dest, lambda: _is_complete(dest, manifest))
 
-    def cached_folder(self, digest: Digest) -> Path:
-        """The folder, in this user's cache on this machine; brought there if it is not yet.
+    def cached_folder(self, digest: Digest, kind: str = "data", only: Container[str] | None = None) -> Path:
+        """The folder, or `only` some of its files, among what this user's commands have brought here.
+
+        `kind` keeps apart what has one digest and not the same files.
 
         Raises:
             StoreError: as `get_folder`.
         """
-        dest = self._cache / "data" / check_digest(digest)
-        self.get_folder(digest, dest)
-        return dest
+        return bring(self._cache, kind, digest, lambda dest: self.get_folder(digest, dest, only))
 
     def files(self, digest: Digest) -> dict[str, Entry]:
         """The files of a folder by their names.

@@ -18,6 +18,9 @@ from graft_scheduler.settings import Settings
 from graft_scheduler.store.artifacts import Store
 from graft_scheduler.store.opening import open_store
 
+BROUGHT = "brought"
+"""In the data folder: what commands bring here. A worker's cache is another, and clears itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Announced:
@@ -69,4 +72,4 @@ def find_store(settings: Settings, redis: Redis) -> Store:
         Unreachable: Redis, where it is asked, or the store does not answer.
         NotAllowed: the gateway refuses the token.
     """
-    return open_store(*where_store_is(settings, redis), settings.data_dir / "cache")
+    return open_store(*where_store_is(settings, redis), settings.data_dir / BROUGHT)

@@ -123,7 +123,7 @@ def test_the_saved_adapter_says_which_base_it_belongs_to(
 
     assert done.output_dir is not None
     config = json.loads((Path(done.output_dir) / "adapter_config.json").read_text())
-    assert (config["model"], config["revision"]) == (str(base), "main")
+    assert (config["model"], config["revision"]) == (base.name, "main")
     assert config["fine_tune_type"] == "lora"
     assert config["num_layers"] == 2
     assert config["lora_parameters"]["rank"] == 2

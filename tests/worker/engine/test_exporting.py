@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from graft_scheduler.exports import (
     ExportReport,
     FuseOrder,
     GgufOrder,
-    HeldOutData,
     Into,
     QuantiseOrder,
 )
@@ -52,17 +52,25 @@ def quiet(line: str) -> None:
     del line
 
 
-def trained(job: TrainJob, folder: Path) -> Path:
+@dataclass(frozen=True)
+class Trained:
+    """An adapter, and where its base is: it does not say so itself."""
+
+    folder: Path
+    base: str
+
+
+def trained(job: TrainJob, folder: Path) -> Trained:
     graft_worker.train(job, folder, tell=lambda message: None)
-    return folder / "adapter"
+    return Trained(folder / "adapter", job.model.source)
 
 
-def order_of(kind: type[Order], adapter: Path, output: Path, rows: Path, **changes: Any) -> Order:
-    settings = {"adapter": str(adapter), "output": str(output), "data": {"path": str(rows)}, **changes}
-    return kind.model_validate(settings)
+def order_of(kind: type[Order], adapter: Trained, output: Path, rows: Path, **changes: Any) -> Order:
+    settings = {"output": str(output), "data": {"path": str(rows)}, "trained_on": {"source": adapter.base}}
+    return kind.model_validate({"adapter": str(adapter.folder), **settings, **changes})
 
 
-def made(kind: type[Order], adapter: Path, output: Path, rows: Path, **changes: Any) -> ExportReport:
+def made(kind: type[Order], adapter: Trained, output: Path, rows: Path, **changes: Any) -> ExportReport:
     return make(order_of(kind, adapter, output, rows, **changes), quiet)
 
 
@@ -97,7 +105,7 @@ def test_a_fused_model_says_what_the_adapted_one_says(
 
     report = made(FuseOrder, adapter, tmp_path / "fused", texts)
 
-    assert mx.allclose(logits(tmp_path / "fused"), logits(base, adapter), atol=1e-4)
+    assert mx.allclose(logits(tmp_path / "fused"), logits(base, adapter.folder), atol=1e-4)
     assert report.fidelity.kept is not None
     assert report.fidelity.kept > 0.999
     assert report.fidelity.adapted_loss < report.fidelity.base_loss
@@ -150,7 +158,7 @@ def test_a_small_tuning_is_lost_in_four_bits_and_refused(
     assert whole.fidelity.is_kept
     assert whole.form == "float32"
     assert "quantization" not in json.loads((tmp_path / "whole" / "config.json").read_text())
-    assert mx.allclose(logits(tmp_path / "whole"), logits(tmp_path / "base4", adapter), atol=1e-4)
+    assert mx.allclose(logits(tmp_path / "whole"), logits(tmp_path / "base4", adapter.folder), atol=1e-4)
     assert original.fidelity.base_loss == whole.fidelity.base_loss  # compared with what it was trained on
     unfused = "model.embed_tokens.weight"
     assert mx.array_equal(tensors(tmp_path / "original")[unfused], tensors(base)[unfused])
@@ -168,7 +176,7 @@ def test_experts_go_back_under_the_names_and_dtype_of_the_base(
     adapter = trained(make_job(model=str(base), steps=12), tmp_path / "out")
 
     model, _ = load_model(base, lazy=True)
-    source = open_source(FuseOrder(adapter=str(adapter), output=str(tmp_path / "fused")))
+    source = open_source(order_of(FuseOrder, adapter, tmp_path / "fused", texts))
     source.put(model)
     name = "model.layers.0.block_sparse_moe.switch_mlp.down_proj.weight"
     files = put_back(base, model, {name: mx.ones((4, 32, 48))})
@@ -192,7 +200,7 @@ def test_a_base_of_experts_is_fused(texts: Path, make_job: MakeJob, tmp_path: Pa
 
     assert report.fidelity.kept is not None
     assert report.fidelity.kept > 0.999
-    assert mx.allclose(logits(tmp_path / "fused"), logits(base, adapter), atol=1e-3)
+    assert mx.allclose(logits(tmp_path / "fused"), logits(base, adapter.folder), atol=1e-3)
 
 
 def test_weights_in_half_precision_stay_so_and_keep_the_tuning(
@@ -250,7 +258,7 @@ def test_without_rows_it_is_checked_on_texts_of_its_own(
 ) -> None:
     adapter = trained(make_job(), tmp_path / "out")
 
-    report = graft_worker.fuse(adapter, tmp_path / "fused", tell=quiet)
+    report = graft_worker.fuse(adapter.folder, tmp_path / "fused", model=str(base), tell=quiet)
 
     assert report.fidelity.is_generated
     assert report.fidelity.origin == "8 texts that the adapted model wrote itself"
@@ -340,7 +348,7 @@ def test_the_process_answers_in_json_and_says_why_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     adapter = trained(make_job(steps=1), tmp_path / "out")
-    order = FuseOrder(adapter=str(adapter), output=str(tmp_path / "fused"), data=HeldOutData(path=str(texts)))
+    order = order_of(FuseOrder, adapter, tmp_path / "fused", texts)
 
     def answer() -> tuple[int, ExportAnswer]:
         monkeypatch.setattr("sys.stdin", io.StringIO(order.model_dump_json()))

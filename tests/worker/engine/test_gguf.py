@@ -21,7 +21,7 @@ from graft_scheduler.jobs import TrainJob
 from graft_worker.engine.gguf_model import plan_gguf
 from graft_worker.exporting import make
 from graft_worker.link import JobError
-from tests.worker.engine.test_exporting import order_of, quiet, tensors
+from tests.worker.engine.test_exporting import Trained, order_of, quiet, tensors
 from tests.worker.engine.tiny import make_model
 
 MakeJob = Callable[..., TrainJob]
@@ -56,7 +56,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> tuple[GGUF
     base = make_base(folder / "base")
     settings = {"model": str(base), "data": str(texts), "batch_size": 4, "steps": 4, "adapter": {"rank": 4}}
     graft_worker.train(TrainJob.model_validate(settings), folder / "out", tell=lambda message: None)
-    adapter = folder / "out" / "adapter"
+    adapter = Trained(folder / "out" / "adapter", str(base))
     make(order_of(FuseOrder, adapter, folder / "fused", texts), quiet)
 
     report = make(order_of(GgufOrder, adapter, folder / "m.gguf", texts), quiet)
@@ -101,6 +101,8 @@ def test_sizes_tokens_and_frequencies_are_those_of_the_base(
     vocabulary = json.loads((base / "tokenizer.json").read_text())["model"]["vocab"]
 
     assert values["general.architecture"] == "llama"
+    assert values["general.base_model.0.name"] == "base"
+    assert values["general.license"] == "unknown"
     assert values["llama.attention.head_count_kv"] == 2
     assert values["llama.rope.freq_base"] == 500.0
     assert values["tokenizer.ggml.pre"] == "gpt-2"

@@ -14,11 +14,13 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import load_adapters
 
 from graft_scheduler.basemodels import looks_like_path
+from graft_scheduler.cards import public_name
 from graft_scheduler.exports import ExportOrder
 from graft_scheduler.hub import MODEL_PATTERNS
 from graft_scheduler.hyperparameters import Method, QuantizationConfig
 from graft_scheduler.jobs import ModelRef
 from graft_scheduler.states import FailureClass
+from graft_scheduler.store.digests import is_folder_of
 from graft_worker.engine.adapters import CONFIG_FILE, WEIGHTS_FILE
 from graft_worker.engine.generate import adapter_errors, put_adapter, quantization_of
 from graft_worker.engine.loading import Base, find_model, load_base
@@ -37,6 +39,8 @@ class AdapterSource:
     target: Path
     """What it is fused into."""
     target_name: str
+    is_own_base: bool
+    """It is fused into the base that it was trained on."""
     order: ExportOrder
     notes: tuple[str, ...]
 
@@ -87,18 +91,22 @@ def open_source(order: ExportOrder) -> AdapterSource:
     """
     folder = Path(order.adapter).expanduser()
     config = _read_config(folder)
-    recorded = _recorded(config)
+    recorded = order.trained_on or _recorded(config)
     target_ref = order.model or recorded
     if target_ref is None:
         text = f"the adapter in {folder} does not say which base it belongs to; name it with `--model`"
         raise JobError(FailureClass.CONFIG, text)
-    target = _find(target_ref, config, named=order.model is not None)
+    target = _find(target_ref, named=order.model is not None)
     trained_on, notes = target, []
-    if order.model is not None and recorded is not None and _is_another(order.model, recorded, config):
+    is_another = order.model is not None and (recorded is None or _is_another(order.model, recorded, config))
+    if is_another and order.model is not None and recorded is not None:
         own = _find_here(recorded)
         trained_on = target if own is None else own
         if own is None:
-            notes.append(f"{recorded.source}, the base it was trained on, is not here to compare with")
+            notes.append(
+                f"{order.model.source} is not known to be {recorded.source}, the base that it was trained "
+                "on, which is not here to compare with"
+            )
     method = Method(config.get("fine_tune_type") or Method.LORA)
     return AdapterSource(
         folder,
@@ -107,6 +115,7 @@ def open_source(order: ExportOrder) -> AdapterSource:
         trained_on,
         target,
         target_ref.source,
+        not is_another,
         order,
         tuple(notes),
     )
@@ -143,11 +152,23 @@ def _recorded(config: dict[str, Any]) -> ModelRef | None:
 
 def _is_another(named: ModelRef, recorded: ModelRef, config: dict[str, Any]) -> bool:
     """Whether a person names another base than the adapter was trained on, not the same one elsewhere."""
-    is_copy = named.digest is not None and named.digest == config.get("model_digest")
-    return named.source != recorded.source and not is_copy
+    if named.source == recorded.source:
+        return False
+    digest = recorded.digest or config.get("model_digest")
+    if digest is None:  # a folder that no store knows: its name is all there is to go by
+        return public_name(named.source, is_local=looks_like_path(named.source)) != recorded.source
+    if named.digest is not None:
+        return named.digest != digest
+    folder = Path(named.source).expanduser()
+    return not folder.is_dir() or not is_folder_of(folder, digest)
 
 
-def _find(ref: ModelRef, config: dict[str, Any], *, named: bool) -> Path:
+def _find(ref: ModelRef, *, named: bool) -> Path:
+    if not named and looks_like_path(ref.source) and not Path(ref.source).expanduser().is_dir():
+        text = (
+            f"the adapter was trained on a folder called `{ref.source}`; `--model` names it where it is now"
+        )
+        raise JobError(FailureClass.CONFIG, text)
     try:
         return find_model(ref)
     except JobError as error:

@@ -18,6 +18,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from graft_scheduler.basemodels import looks_like_path
+from graft_scheduler.cards import public_name
 from graft_scheduler.hyperparameters import BranchDtype, Method
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.memory import is_target
@@ -180,6 +182,7 @@ def adapter_config(
 ) -> dict[str, Any]:
     """What `adapter_config.json` says: how mlx-lm has to attach the adapters, and to which base.
 
+    A base that is a folder is called by its name: adapters go to others, and mlx-lm is told where it is.
     `quantization` is what the base was quantised to when it was loaded; mlx-lm passes over it.
     """
     is_full = adapted.method is Method.FULL
@@ -187,11 +190,15 @@ def adapter_config(
         "fine_tune_type": "lora" if adapted.method is Method.QLORA else adapted.method.value,
         "num_layers": len(adapted.blocks),
         "lora_parameters": None if is_full else lora_parameters(spec, adapted.modules),
-        "model": spec.model.source,
+        "model": public_name(spec.model.source, is_local=_is_local(spec)),
         "revision": spec.model.revision,
         "model_digest": spec.model.digest,
         "base_quantization": quantization,
     }
+
+
+def _is_local(spec: TrainJob) -> bool:
+    return spec.model.digest is not None or looks_like_path(spec.model.source)
 
 
 def write_adapter(folder: Path, parameters: Parameters, config: dict[str, Any]) -> None:

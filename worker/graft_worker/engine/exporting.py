@@ -23,7 +23,6 @@ from mlx_lm.utils import load_model
 from graft_scheduler.basemodels import CONFIG_FILE, WEIGHTS_PATTERN
 from graft_scheduler.errors import Conflict, NotAllowed
 from graft_scheduler.exports import ExportOrder, ExportReport, Fidelity, FuseOrder, Into
-from graft_scheduler.hub_push import write_source
 from graft_scheduler.hyperparameters import Precision
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.adapter_source import AdapterSource, adapted_paths, changed_arrays, open_source
@@ -32,6 +31,7 @@ from graft_worker.engine.device import forget, peak_bytes, prepared
 from graft_worker.engine.fidelity import KEPT_SHARE, Compared, Witness, compare, listen, report
 from graft_worker.engine.folders import PARTIAL_PREFIX, write_whole
 from graft_worker.engine.fused import fuse_adapters
+from graft_worker.engine.fused_card import base_card, write_fused_card
 from graft_worker.engine.held_out import HeldOut, read_held_out, write_own
 from graft_worker.engine.loading import DTYPES, cast, quantise
 from graft_worker.engine.model_folder import (
@@ -99,7 +99,7 @@ def fuse(order: FuseOrder, tell: Tell) -> ExportReport:
             written = write_fused(source, order.into, order.dtype, aside, tell)
             fidelity = check(source, measured, aside, tell)
             refuse_lost(fidelity, order)
-            write_source(aside, order.kind, source.target_name)
+            write_fused_card(aside, source, "fused", written.form, fidelity)
             made.append((written, fidelity))
 
         with no_leftovers(output):
@@ -108,7 +108,7 @@ def fuse(order: FuseOrder, tell: Tell) -> ExportReport:
         return ExportReport(
             kind=order.kind,
             output=str(output),
-            model=source.target_name,
+            model=base_card(source).name,
             form=written.form,
             size_bytes=written.size_bytes,
             fused_bytes=written.size_bytes,

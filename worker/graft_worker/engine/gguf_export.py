@@ -18,6 +18,7 @@ from graft_worker.engine.adapter_source import open_source
 from graft_worker.engine.device import peak_bytes, prepared
 from graft_worker.engine.exporting import Tell, check, measure, refuse_lost, write_fused
 from graft_worker.engine.folders import PARTIAL_PREFIX
+from graft_worker.engine.fused_card import base_card
 from graft_worker.engine.gguf_model import plan_gguf, write_model
 from graft_worker.engine.loading import DTYPES
 from graft_worker.engine.model_folder import check_room
@@ -50,7 +51,7 @@ def write_gguf(order: GgufOrder, tell: Tell) -> ExportReport:
             check_room(output, written.size_bytes)
             tell(f"writing {output.name}")
             dtype = None if order.dtype is Precision.AUTO else DTYPES[order.dtype]
-            size = write_model(plan, fused, aside / output.name, output.stem, dtype)
+            size = write_model(plan, fused, aside / output.name, base_card(source), dtype)
             _sync(aside / output.name)
             os.replace(aside / output.name, output)
         finally:
@@ -58,7 +59,7 @@ def write_gguf(order: GgufOrder, tell: Tell) -> ExportReport:
         return ExportReport(
             kind=order.kind,
             output=str(output),
-            model=source.target_name,
+            model=base_card(source).name,
             form=written.form if dtype is None else order.dtype.value,
             size_bytes=size,
             fused_bytes=written.size_bytes,

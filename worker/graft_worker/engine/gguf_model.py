@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from numpy.typing import NDArray
 
 from graft_scheduler.basemodels import CONFIG_FILE
+from graft_scheduler.cards import BaseCard
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.base_files import read_tensors
 from graft_worker.engine.gguf_tokenizer import OTHER_WAY, ByteTokenizer, read_tokenizer
@@ -94,12 +95,13 @@ def plan_gguf(base: Path) -> GgufPlan:
     return plan
 
 
-def write_model(plan: GgufPlan, fused: Path, path: Path, name: str, dtype: mx.Dtype | None) -> int:
+def write_model(plan: GgufPlan, fused: Path, path: Path, base: BaseCard, dtype: mx.Dtype | None) -> int:
     """Write the model in the folder `fused` to `path`, tensor by tensor; how many bytes those have."""
     tensors = read_tensors(fused)
     kind = dtype or next(array.dtype for array in tensors.values() if array.ndim > 1)
     writer = GGUFWriter(str(path), gguf.MODEL_ARCH_NAMES[plan.architecture])
-    _write_sizes(writer, plan, name, kind)
+    _write_origin(writer, path.stem, base)
+    _write_sizes(writer, plan, kind)
     plan.tokenizer.write(writer, int(tensors["model.embed_tokens.weight"].shape[0]))
     entries = list(_entries(plan, tensors, kind))
     for entry in entries:
@@ -188,9 +190,16 @@ def _frequency_factors(plan: GgufPlan) -> mx.array | None:
     return mx.array(factors)
 
 
-def _write_sizes(writer: GGUFWriter, plan: GgufPlan, name: str, kind: mx.Dtype) -> None:
-    config = plan.config
+def _write_origin(writer: GGUFWriter, name: str, base: BaseCard) -> None:
+    """What a card would say, which this one file has not."""
     writer.add_name(name)
+    writer.add_license(base.licence)
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, base.name)
+
+
+def _write_sizes(writer: GGUFWriter, plan: GgufPlan, kind: mx.Dtype) -> None:
+    config = plan.config
     writer.add_file_type(KINDS[kind][1])
     writer.add_context_length(int(config.get("max_position_embeddings") or 2048))
     writer.add_embedding_length(int(config["hidden_size"]))

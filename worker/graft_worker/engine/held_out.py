@@ -73,11 +73,11 @@ def write_own(base: Base) -> HeldOut:
 
 def _find_rows(data: HeldOutData, path: Path) -> tuple[list[Row], str, DataFormat]:
     found, rows = read_splits(path, data.format)
-    data_format = found.trained_format
+    data_format, name = found.trained_format, data.name or path.name
     if rows[Split.VALID]:
-        return rows[Split.VALID], f"the validation rows of {path}", data_format
+        return rows[Split.VALID], f"the validation rows of {name}", data_format
     train = rows[Split.TRAIN]
     if path.is_file() and not data.is_whole:
-        return train, f"the rows of {path}", data_format
+        return train, f"the rows of {name}", data_format
     _, kept = held_out(found, train, data.valid_fraction, data.seed)
-    return kept, f"the rows held out of {path}", data_format
+    return kept, f"the rows held out of {name}", data_format

@@ -13,7 +13,6 @@ from mlx_lm.utils import quantize_model
 
 from graft_scheduler.basemodels import CONFIG_FILE
 from graft_scheduler.exports import ExportReport, Fidelity, Into, QuantiseOrder
-from graft_scheduler.hub_push import write_source
 from graft_scheduler.hyperparameters import Precision
 from graft_scheduler.states import FailureClass
 from graft_worker.engine.device import peak_bytes, prepared
@@ -34,6 +33,7 @@ from graft_worker.engine.exporting import (
 from graft_worker.engine.fidelity import compare
 from graft_worker.engine.folders import write_whole
 from graft_worker.engine.fused import QUANTIZED
+from graft_worker.engine.fused_card import base_card, write_fused_card
 from graft_worker.link import JobError
 
 FUSED = ".fused"
@@ -64,11 +64,12 @@ def quantise_fused(order: QuantiseOrder, tell: Tell) -> ExportReport:
             refuse_lost(fidelity, order)
             quantised = _quantise(order, fused_folder, aside, tell, trusts=source.trusts)
             shutil.rmtree(fused_folder)
-            write_source(aside, order.kind, source.target_name)
             tell("asking the quantised model")
             after = compare(measured.witness, source.load_made(aside).model)
             figures = {"quantized_loss": after.loss, "quantized_difference": after.divergence}
-            made.append((fused, quantised, fidelity.model_copy(update=figures)))
+            fidelity = fidelity.model_copy(update=figures)
+            write_fused_card(aside, source, "quantised", quantised.form, fidelity)
+            made.append((fused, quantised, fidelity))
 
         with no_leftovers(output):
             write_whole(output, write)
@@ -76,7 +77,7 @@ def quantise_fused(order: QuantiseOrder, tell: Tell) -> ExportReport:
         return ExportReport(
             kind=order.kind,
             output=str(output),
-            model=source.target_name,
+            model=base_card(source).name,
             form=quantised.form,
             size_bytes=quantised.size_bytes,
             fused_bytes=fused.size_bytes,
