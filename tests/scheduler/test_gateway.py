@@ -285,10 +285,12 @@ def test_others_may_reach_it_only_with_a_token(tmp_path: Path) -> None:
     assert "GRAFT_STORE_TOKEN" in done.stderr
 
 
-@pytest.mark.parametrize("url", ["http://", "https:///path"])
-def test_a_url_without_a_host_is_refused(url: str) -> None:
-    with pytest.raises(InvalidInput, match="http://HOST:PORT"):
+@pytest.mark.parametrize("url", ["http://", "https:///path", "http://:hunter2@"])
+def test_a_url_without_a_host_is_refused_and_its_token_is_not_told(url: str) -> None:
+    with pytest.raises(InvalidInput, match="http://HOST:PORT") as caught:
         open_store(url)
+
+    assert "hunter2" not in str(caught.value)
 
 
 def test_no_gateway_is_unreachable_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
