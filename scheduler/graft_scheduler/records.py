@@ -253,6 +253,7 @@ class JobRecord:
             "attempt": self.token,
             "charged_attempts": self.charged,
             "lost_hosts": self.lost,
+            "store_failures": self.stalled,
             "memory_failures": self.memory_failures,
             "memory_limit": _plain(self.memory_limit),
             "above_bytes": self.above_bytes,
