@@ -15,6 +15,7 @@ from graft_cli.output import out
 if TYPE_CHECKING:
     from graft_scheduler.adapters import Found
     from graft_scheduler.checkpoints import Which
+    from graft_scheduler.records import JobRecord
 
 app = typer.Typer(
     help="List, describe, name or remove adapters.", no_args_is_help=True, rich_markup_mode=None
@@ -91,19 +92,28 @@ def rm(
     """Take a name away, or remove what a job has made.
 
     A name goes at once. The adapter and the checkpoints of a job go out of its record after a question;
-    `graft gc` frees their room later. What has a name stays under it.
+    `graft gc` frees their room later. What has a name stays under it. A job that failed or was cancelled
+    begins at step 0 when it is tried again.
     """
     with connect(redis_url) as client:
         if client.adapters.is_name(adapter):
             taken = client.adapters.untag(adapter)
             out.note(f"{taken.name} names nothing any more; it was the {taken.what} of job {taken.job}")
             return
-        job = client.get(adapter).id
-        if not yes and not confirmed(f"Remove the adapter and the checkpoints of job {job}?"):
+        record = client.get(adapter)
+        cost = _cost(record)
+        if not yes and not confirmed(f"Remove the adapter and the checkpoints of job {record.id}{cost}?"):
             raise typer.Exit
-        record = client.adapters.remove(job)
-    out.note(f"what job {record.id} had made is out of its record")
+        client.adapters.remove(record.id)
+    out.note(f"what job {record.id} had made is out of its record{cost}")
     out.hint("`graft gc --dry-run` shows what room that frees, after a day")
+
+
+def _cost(record: JobRecord) -> str:
+    """What it means for a job that could have gone on from its checkpoint."""
+    if record.resume is None or record.state.value not in ("failed", "cancelled"):
+        return ""
+    return f"; `graft retry {record.id}` then begins at step 0"
 
 
 def which_of(text: str | None) -> Which | None:

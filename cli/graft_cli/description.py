@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from graft_scheduler.jobs import CountJob, TrainJob
     from graft_scheduler.messages import TrainResult
     from graft_scheduler.records import Event, JobRecord
+    from graft_scheduler.tags import Tag
 
 REPEATED = frozenset({"phase", "evaluated", "checkpoint"})
 TOLD_ELSEWHERE = frozenset({"token", "jobs", "hosts", "facts", "versions"})
@@ -25,9 +26,9 @@ EMPTY: tuple[Any, ...] = (None, "", 0, {}, [])
 DIGEST_LETTERS = 15
 
 
-def describe(record: JobRecord, events: Sequence[Event]) -> None:
-    """Print the job, its settings, its memory, its outcome and its history."""
-    out.pairs(f"Job {record.id}", _job(record))
+def describe(record: JobRecord, events: Sequence[Event], names: Sequence[Tag] = ()) -> None:
+    """Print the job, what of it has a name, its settings, its memory, its outcome and its history."""
+    out.pairs(f"Job {record.id}", [*_job(record), ("adapter", _adapter(record)), ("names", _names(names))])
     out.pairs("Settings", _settings(record.spec))
     out.pairs("Memory", _memory(record))
     if record.result:
@@ -64,8 +65,20 @@ def _job(record: JobRecord) -> list[tuple[str, str]]:
         ("took", _took(record)),
         ("attempts", _attempts(record)),
         ("labels", ", ".join(f"{name}={value}" for name, value in record.spec.labels.items())),
-        ("adapter", record.adapter or ""),
     ]
+
+
+def _adapter(record: JobRecord) -> str:
+    if record.removed is None or record.adapter is not None:
+        return record.adapter or ""
+    return f"removed by {record.removed.by} {age(time.time() - record.removed.at / 1000)}"
+
+
+def _names(names: Sequence[Tag]) -> str:
+    return ", ".join(
+        f"{tag.name} ({tag.what if tag.what == 'adapter' else f'checkpoint of step {tag.step}'})"
+        for tag in names
+    )
 
 
 def _progress(record: JobRecord) -> str:
@@ -86,7 +99,10 @@ def _took(record: JobRecord) -> str:
 def _attempts(record: JobRecord) -> str:
     if not record.token:
         return ""
-    counts = [(record.charged, "failed"), (record.lost, "lost with a host")]
+    counts = [
+        *((record.charged, "failed"), (record.lost, "lost with a host")),
+        *((record.stalled, "without the store"), (record.memory_failures, "out of memory")),
+    ]
     told = ", ".join(f"{count} {what}" for count, what in counts if count)
     return f"{record.token} ({told})" if told else str(record.token)
 
@@ -98,7 +114,8 @@ def _settings(spec: TrainJob | CountJob) -> list[tuple[str, str]]:
     optimizer, schedule = spec.optimizer.name.value, spec.schedule.name.value
     return [
         ("model", spec.model.source),
-        ("data", spec.data.source),
+        ("revision", spec.model.revision or ""),
+        ("data", spec.data.version or spec.data.source),
         ("method", method_of(spec)),
         ("learning rate", f"{spec.learning_rate:g} ({optimizer}, {schedule})"),
         ("length", f"{length}, batches of {spec.batch_size}, rows of at most {spec.max_length} tokens"),

@@ -66,14 +66,16 @@ def show(
     with connect(redis_url) as client:
         record = client.get(job)
         events = client.events(record.id)
+        names = client.adapters.names_of(record.id)
     if memory:
         report_memory(record, events, png, as_json=as_json)
     elif as_json:
         from dataclasses import asdict
 
-        out.json({**record.as_json(), "events": [asdict(event) for event in events]})
+        tags = [tag.model_dump(mode="json") for tag in names]
+        out.json({**record.as_json(), "tags": tags, "events": [asdict(event) for event in events]})
     else:
-        describe(record, events)
+        describe(record, events, names)
 
 
 def refuse_png() -> None:

@@ -180,6 +180,11 @@ class Adapters:
         with self._reached():
             return read_tag(self._redis, name) is not None
 
+    def names_of(self, job: JobId) -> list[Tag]:
+        """The names that what a job has made goes by."""
+        with self._reached():
+            return [tag for tag in read_tags(self._redis).values() if tag.job == job]
+
     def remove(self, job: str) -> JobRecord:
         """Take adapter and checkpoints of an ended job out of its record; what has a name stays under it.
 
@@ -265,7 +270,7 @@ def _sources(record: JobRecord) -> tuple[str, str, str]:
     if not isinstance(spec, TrainJob):
         return "", spec.kind, ""
     base = public_name(spec.model.source, is_local=spec.model.digest is not None)
-    return base, spec.method.value, public_name(spec.data.source, is_local=False)
+    return base, spec.method.value, spec.data.version or public_name(spec.data.source, is_local=False)
 
 
 def _named(one: Found, names: dict[Digest, list[str]]) -> Found:

@@ -280,18 +280,20 @@ class Client(Reader):
         return read_log(record, self.store, lines)
 
     def follow_log(self, job_id: str) -> Iterator[str]:
-        """The job's log lines as they come, until it has ended."""
-        job, after = self.get(job_id).id, "0"
-        while True:
-            ended = patiently(lambda: self.get(job)).state.is_terminal
+        """The job's log so far, then its lines as they come, until it has ended."""
+        record = self.get(job_id)
+        with self._reached():
+            lines = self._new_lines(record.id, "0")
+        yield from read_log(record, self.store, lines)
+        after, ended = lines[-1].entry if lines else "0", record.state.is_terminal
+        while not ended or lines:
+            time.sleep(0 if lines else POLL_SECONDS)
+            ended = patiently(lambda: self.get(record.id)).state.is_terminal
             with self._reached():
-                lines = self._new_lines(job, after)
+                lines = self._new_lines(record.id, after)
             for line in lines:
                 after = line.entry
                 yield line.text
-            if ended and not lines:
-                return
-            time.sleep(0 if lines else POLL_SECONDS)
 
     def follow(self, job_id: str) -> Iterator[JobRecord]:
         """The job at each change, until it has ended; Redis may be away for a while."""

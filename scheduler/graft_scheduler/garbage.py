@@ -11,11 +11,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from redis import Redis
 
 from graft_scheduler.errors import Conflict, InvalidInput, StoreError
-from graft_scheduler.roots import PROVIDERS, Provider, Root, stores_of_jobs
+from graft_scheduler.roots import KNOWING, PROVIDERS, Provider, Root, stores_of_jobs
 from graft_scheduler.states import Digest
 from graft_scheduler.store import Store
 from graft_scheduler.store.depots import Blob, Depot
@@ -104,10 +105,11 @@ def find_garbage(
     """
     older_than = _now(store) - check_grace(older_seconds)
     there = {blob.digest: blob for blob in store.depot.listing()}
-    roots = [root for provider in providers for root in provider(redis)]  # after the listing: see above
+    roots = {provider: list(provider(redis)) for provider in providers}  # after the listing: see above
     if there:
-        _check_is_ours(store, stores_of_jobs(redis), has_roots=bool(roots))
-    kept = _reachable(store, roots, there)
+        knows = any(root.digest in there for one in KNOWING for root in roots.get(one, ()))
+        _check_is_ours(store, stores_of_jobs(redis), knows_some=knows)
+    kept = _reachable(store, chain.from_iterable(roots.values()), there)
     loose = [blob for digest, blob in there.items() if digest not in kept]
     old = {blob.digest: blob for blob in loose if blob.stored_at < older_than}
     blobs, shares = _sorted_out(store.depot, old)
@@ -148,13 +150,18 @@ def _now(store: Store) -> float:
     return blob.stored_at
 
 
-def _check_is_ours(store: Store, stores: set[str], *, has_roots: bool) -> None:
-    """Raises `Conflict` where this Redis is not the one that knows what is in the store."""
-    if store.id not in stores and (stores or not has_roots):
-        raise Conflict(
-            f"no job in Redis uses store {store.place}; "
-            "check `redis_url` and `store_url`: is this the Redis of those who use it?"
-        )
+def _check_is_ours(store: Store, stores: set[str], *, knows_some: bool) -> None:
+    """Raises `Conflict` where this Redis is not the one that knows what is in the store.
+
+    It is where a job was submitted with the store; while no job is remembered at all, where something of
+    what has a name, or belongs to a study, is in the store.
+    """
+    if store.id in stores or (not stores and knows_some):
+        return
+    raise Conflict(
+        f"no job in Redis uses store {store.place}, and nothing that Redis has a name for is in it; "
+        "check `redis_url` and `store_url`: is this the Redis of those who use it?"
+    )
 
 
 def _reachable(store: Store, roots: Iterable[Root], there: dict[Digest, Blob]) -> set[Digest]:

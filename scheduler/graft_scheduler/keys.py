@@ -59,6 +59,8 @@ STUDIES = PREFIX + "studies"
 """Hash: name of a study → its number."""
 STUDY_SEQUENCE = PREFIX + "study_sequence"
 """Counter of studies; numbers are never used again."""
+STUDY = PREFIX + "study:"
+"""What the keys of every study begin with."""
 
 
 STUDIES_ACTIVE = PREFIX + "studies_active"
@@ -69,17 +71,17 @@ STUDY_WAKE = PREFIX + "study_wake"
 
 def study(number: int) -> str:
     """Hash: the record of a study."""
-    return f"{PREFIX}study:{number}"
+    return f"{STUDY}{number}"
 
 
 def study_log(number: int) -> str:
     """List: Optuna's journal of one study, an entry of JSON each."""
-    return f"{PREFIX}study:{number}:log"
+    return f"{STUDY}{number}:log"
 
 
 def study_writers(number: int) -> str:
     """Hash: who wrote to that log → the number of its last entries, so that none is written twice."""
-    return f"{PREFIX}study:{number}:writers"
+    return f"{STUDY}{number}:writers"
 
 
 def dataset(name: str) -> str:

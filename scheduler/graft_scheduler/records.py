@@ -184,6 +184,8 @@ class JobRecord:
     """In the order of the attempts; one that runs has its lines in Redis."""
     removed: Removed | None = None
     """Set once somebody removed what it had made."""
+    removed_token: int = 0
+    """The newest attempt at that time: nothing that it or an earlier one left on a host is gone on from."""
     memory_text: str = ""
     """See `memory`; read only where it is wanted, as it is long."""
 
@@ -236,6 +238,7 @@ class JobRecord:
             checkpoints=optional(CHECKPOINTS.validate_json, "checkpoints") or (),
             logs=optional(_LOGS.validate_json, "logs") or (),
             removed=optional(Removed.model_validate_json, "removed"),
+            removed_token=optional(int, "removed_token") or 0,
             memory_text=fields.get("memory", ""),
         )
 
@@ -250,6 +253,7 @@ class JobRecord:
             "attempt": self.token,
             "charged_attempts": self.charged,
             "lost_hosts": self.lost,
+            "store_failures": self.stalled,
             "memory_failures": self.memory_failures,
             "memory_limit": _plain(self.memory_limit),
             "above_bytes": self.above_bytes,

@@ -1,7 +1,8 @@
 """What the store must keep: every digest that Redis refers to, told by one provider for each kind of record.
 
-Streams are left out: events and log lines tell what was, and keep nothing. A digest anywhere else keeps what
-it names, also under keys that nobody here knows.
+Streams are left out: events and log lines tell what was, and keep nothing. So are
+the records of hosts, which tell what happens to be on their disks. A digest anywhere else keeps what it
+names, also under keys that nobody here knows.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from graft_scheduler.data.names import dataset_digests
 from graft_scheduler.errors import Conflict, GraftError
 from graft_scheduler.jobs import TrainJob
 from graft_scheduler.records import JobRecord
-from graft_scheduler.states import Digest, JobId
+from graft_scheduler.states import Digest, HostId, JobId
 from graft_scheduler.tags import read_tags
 
 PAGE = 200
 """Keys read at once."""
-JOB = keys.job(JobId(""))
+JOB, HOST = keys.job(JobId("")), keys.host(HostId(""))
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -33,7 +34,7 @@ class Root:
 
     digest: Digest
     kind: str
-    """Such as `model`, `data`, `checkpoint`, `adapter`, `log`; `other` where that is not known."""
+    """Such as `model`, `data`, `checkpoint`, `adapter`, `log`, `study`; `other` where that is not known."""
 
 
 Provider = Callable[[Redis], Iterator[Root]]
@@ -113,20 +114,41 @@ def roots_of_datasets(redis: Redis) -> Iterator[Root]:
         yield Root(digest, "data")
 
 
+def roots_of_studies(redis: Redis) -> Iterator[Root]:
+    """Of the records of studies, and of their journals."""
+    for page in _pages(redis, f"{keys.STUDY}*"):
+        yield from _of_any(redis, page, "study")
+
+
 def roots_of_others(redis: Redis) -> Iterator[Root]:
-    """Whatever else refers to something: studies, their journals, and keys of a later version."""
+    """Whatever else refers to something: what hosts were asked to fetch, and keys of a later version.
+
+    What a host merely has on its disk is not wanted for that.
+    """
     for page in _pages(redis, f"{keys.PREFIX}*"):
-        names = [key for key in page if not key.startswith(JOB)]
-        pipeline = redis.pipeline(transaction=False)
-        for key in names:
-            pipeline.type(key)
-        for key, kind in zip(names, pipeline.execute(), strict=True):
-            for text in _texts(redis, key, kind):
-                for found in _DIGEST.findall(text):
-                    yield Root(Digest(found), "other")
+        others = [key for key in page if not key.startswith((JOB, keys.STUDY))]
+        yield from _of_any(redis, [key for key in others if not _tells_what_hosts_have(key)], "other")
 
 
-PROVIDERS: tuple[Provider, ...] = (roots_of_jobs, roots_of_tags, roots_of_datasets, roots_of_others)
+def _tells_what_hosts_have(key: str) -> bool:
+    host_id = HostId(key.removeprefix(HOST).partition(":")[0])
+    return key in {keys.SNAPSHOT, keys.host(host_id), keys.host_models(host_id)}
+
+
+def _of_any(redis: Redis, names: list[str], what: str) -> Iterator[Root]:
+    """Of keys of whatever type."""
+    pipeline = redis.pipeline(transaction=False)
+    for key in names:
+        pipeline.type(key)
+    for key, kind in zip(names, pipeline.execute(), strict=True):
+        for text in _texts(redis, key, kind):
+            for found in _DIGEST.findall(text):
+                yield Root(Digest(found), what)
+
+
+KNOWING: tuple[Provider, ...] = (roots_of_jobs, roots_of_tags, roots_of_datasets, roots_of_studies)
+"""What only a Redis has that knows what was put into the store. Hosts report to any, also to a new one."""
+PROVIDERS: tuple[Provider, ...] = (*KNOWING, roots_of_others)
 """Whoever keeps digests under keys of a new kind may add one, to have them named; they are found without."""
 
 

@@ -346,7 +346,12 @@ class Transitions:
         answer, detail = self._run("tag", arguments, job=tag.job)
         if answer == "gone":
             raise NotFound(f"job {tag.job} does not have {tag.digest} (any more)")
-        return None if answer == "tagged" else Tag.model_validate_json(detail)
+        other = Tag.model_validate_json(detail) if detail else None
+        if answer != "tagged":
+            return other
+        if other is not None and other.job != tag.job:
+            self._run("trim", [other.job], job=other.job)
+        return None
 
     def untag(self, tag: Tag, by: str) -> None:
         """Take a name away; what nothing else keeps becomes garbage. One that is another's now stays."""

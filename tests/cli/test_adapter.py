@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from graft_scheduler.store.manifest import list_folder
 from graft_scheduler.transitions import Ending, Report, Transitions
 from tests.cli.conftest import Graft
 from tests.scheduler.test_cards import card
-from tests.scheduler.test_transitions import HOST, JOB, run
+from tests.scheduler.test_transitions import HOST, JOB, run, submit
 
 
 @pytest.fixture
@@ -109,6 +110,24 @@ def test_an_adapter_is_removed_when_somebody_says_so(service: Graft, job: str) -
     assert service("pull", job).code == 7
     assert "was removed by" in service("pull", job, "--checkpoint", "last").stderr
     assert service("adapter", "ls").stdout == ""
+
+
+def test_removing_what_a_failed_job_would_go_on_from_says_so(service: Graft, redis: Redis) -> None:
+    transitions = Transitions(redis)
+    held = run(transitions, submit(transitions))
+    kept = KeptCheckpoint(step=4, digest=Digest("sha256:" + "4" * 64))
+    transitions.report(held, Report(checkpoints=[kept]))
+    transitions.finish(held, HOST, Ending(JobState.FAILED, "failed"))
+    assert service("adapter", "tag", JOB, "early", "--checkpoint", "4").code == 0
+
+    named = service("show", JOB)
+    removed = service("adapter", "rm", JOB, "--yes")
+    shown = service("show", JOB)
+
+    assert "early (checkpoint of step 4)" in named.stdout
+    assert f"`graft retry {JOB}` then begins at step 0" in removed.stderr
+    assert "removed by" in shown.stdout
+    assert [tag["name"] for tag in json.loads(service("show", JOB, "--json").stdout)["tags"]] == ["early"]
 
 
 def test_gc_says_what_would_go_and_asks_before_it_goes(service: Graft, job: str) -> None:

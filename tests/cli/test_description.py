@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from graft_cli.description import describe, history
@@ -9,9 +11,11 @@ from graft_cli.generate import generate_command
 from graft_cli.listing import progress_of
 from graft_scheduler.demand import Demand
 from graft_scheduler.job_settings import build_train_job
+from graft_scheduler.jobs import TrainJob
 from graft_scheduler.messages import TrainResult
-from graft_scheduler.records import Event
+from graft_scheduler.records import Event, Removed
 from graft_scheduler.states import Digest, FailureClass, JobState, Token
+from graft_scheduler.tags import Tag
 from tests.cli.records import QUEUED, record
 
 RESULT = TrainResult(
@@ -70,6 +74,31 @@ def test_a_trained_job_is_told_with_memory_losses_and_the_way_to_its_adapter(
         assert words in told.out
     assert "graft pull a1b2c3d4" in told.err
     assert progress_of(TRAINED) == "loss 2.000"
+
+
+def test_names_versions_and_what_was_removed_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = TrainJob.model_validate(
+        {
+            "model": {"source": "org/base", "revision": "c0ffee"},
+            "data": {"source": "tickets", "version": "tickets@v1", "digest": "sha256:" + "1" * 64},
+        }
+    )
+    digest = Digest("sha256:" + "a" * 64)
+    early = Tag(name="early", what="checkpoint", digest=digest, job=QUEUED.id, step=4, by="ada", at=0)
+    removed = Removed(by="ada", at=int((time.time() - 7200) * 1000))
+    failed = record(JobState.FAILED, spec=spec, removed=removed, token=Token(5), stalled=1, memory_failures=2)
+
+    describe(failed, [], [early])
+
+    told = capsys.readouterr().out
+    for words in (
+        "5 (1 without the store, 2 out of memory)",
+        "early (checkpoint of step 4)",
+        "removed by ada 2h",
+        "tickets@v1",
+        "c0ffee",
+    ):
+        assert words in told
 
 
 def test_a_failure_is_told_with_its_class_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:

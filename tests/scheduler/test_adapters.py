@@ -97,6 +97,27 @@ def test_a_name_is_given_once_and_moved_only_by_force(redis: Redis, transitions:
     assert [name for name in event_names(redis) if "tagged" in name] == ["tagged", "tagged", "untagged"]
 
 
+@pytest.mark.parametrize("to", [JOB, JobId("job2")])
+def test_a_checkpoint_whose_name_is_moved_is_kept_no_longer(
+    redis: Redis, transitions: Transitions, to: JobId
+) -> None:
+    submit(transitions)
+    held = run(transitions)
+    old, best, last = checkpoint(1, 0.5), checkpoint(2, 0.1), checkpoint(3, 0.5)
+    transitions.report(held, Report(checkpoints=[old]))
+    transitions.tag(tag("good", old))
+    transitions.report(held, Report(checkpoints=[best, last]))
+    if to != JOB:
+        submit(transitions, to)
+        redis.hset(keys.job(to), "adapter", last.digest)
+    kept = record(redis).checkpoints
+
+    transitions.tag(tag("good", last).model_copy(update={"job": to}), force=True)
+
+    assert [one.step for one in kept] == [1, 2, 3]
+    assert [one.step for one in record(redis).checkpoints] == [2, 3]
+
+
 def test_the_logs_of_attempts_are_kept_side_by_side(redis: Redis, transitions: Transitions) -> None:
     submit(transitions)
     held = run(transitions)

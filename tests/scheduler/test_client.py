@@ -270,6 +270,7 @@ def test_a_log_is_whole_once_the_job_has_ended(
     transitions.finish(held, HostId("h1"), Ending(JobState.COMPLETED, "completed", log=log))
 
     assert list(client.log_lines(handle.id)) == ["first", "last"]
+    assert list(client.follow_log(handle.id)) == ["first", "last"]
 
 
 def test_hosts_are_drained_uncordoned_and_forgotten_by_name(client: Client, redis: Redis) -> None:

@@ -221,6 +221,47 @@ def test_a_redis_that_knows_nothing_of_the_store_is_the_wrong_one(
         find_garbage(store, redis, GRACE_SECONDS)
 
 
+def test_what_hosts_report_neither_makes_a_redis_the_right_one_nor_keeps_anything(
+    transitions: Transitions, redis: Redis, store: Store, tmp_path: Path
+) -> None:
+    cached, wanted = (folder(store, tmp_path, name, "config.json") for name in ("cached", "wanted"))
+    let_days_pass(tmp_path)
+    redis.set(keys.host_models(HOST), f'[{{"name": "{cached}"}}]')
+    redis.hset(keys.host(HOST), "info", f'{{"models": ["{cached}"]}}')
+    redis.set(keys.SNAPSHOT, f'{{"models": ["{cached}"]}}')
+    redis.hset(keys.host_wishes(HOST), wanted, "{}")
+    with pytest.raises(Conflict, match="is this the Redis of those who use it"):
+        find_garbage(store, redis, GRACE_SECONDS)
+
+    absent = Tag(name="x", what="adapter", digest=Digest("sha256:" + "1" * 64), job=JOB, by="ada", at=0)
+    redis.hset(keys.TAGS, "x", absent.model_dump_json())
+    with pytest.raises(Conflict, match="is this the Redis of those who use it"):
+        find_garbage(store, redis, GRACE_SECONDS)
+
+    submit(transitions, store, CountJob())
+    gone = {blob.digest for blob in collect(store, redis).blobs}
+    redis.delete(
+        keys.host(HOST), keys.host_models(HOST), keys.host_wishes(HOST), keys.SNAPSHOT
+    )  # which no beat renews
+
+    assert cached in gone
+    assert is_whole(store, wanted, tmp_path / "again")
+
+
+def test_a_redis_without_jobs_knows_a_store_by_what_is_in_both(
+    redis: Redis, store: Store, tmp_path: Path
+) -> None:
+    digest, loose = folder(store, tmp_path, "named", "adapters.safetensors"), store.put_bytes(b"loose")
+    let_days_pass(tmp_path)
+    tag = Tag(name="x", what="adapter", digest=digest, job=JOB, by="ada", at=0)
+    redis.hset(keys.TAGS, "x", tag.model_dump_json())
+
+    garbage = collect(store, redis)
+
+    assert [blob.digest for blob in garbage.blobs] == [loose]
+    assert is_whole(store, digest, tmp_path / "again")
+
+
 def test_a_grace_that_tells_nothing_is_refused(redis: Redis, store: Store) -> None:
     with pytest.raises(InvalidInput, match="at least 1h"):
         find_garbage(store, redis, 60)

@@ -26,7 +26,7 @@ from graft_scheduler.store.folder import FolderDepot
 from graft_scheduler.store.gateway import GatewayDepot
 from graft_scheduler.store.writers import WRITER
 from tests.cutter import Cutter
-from tests.scheduler.depot_laws import check_housekeeping
+from tests.scheduler.depot_laws import ABSENT, check_clearing, check_housekeeping
 from tests.services import eventually, free_port, listens
 
 pytestmark = pytest.mark.processes
@@ -248,6 +248,10 @@ def test_what_exceeds_the_quota_is_refused_before_it_is_sent(tmp_path: Path) -> 
 def test_it_keeps_house_and_what_is_removed_makes_room(own_service: Gateway) -> None:
     depot = GatewayDepot.connect(own_service.url, TOKEN)
     check_housekeeping(depot)
+    with own_service.depot.incoming(ABSENT, "old") as old:
+        old.append(b"half")
+    os.utime(old.path, (0, 0))
+    check_clearing(depot, 1)
     used = own_service.ask("GET", "/v1/store").json()["used_bytes"]
 
     for blob in depot.listing():
@@ -281,10 +285,12 @@ def test_others_may_reach_it_only_with_a_token(tmp_path: Path) -> None:
     assert "GRAFT_STORE_TOKEN" in done.stderr
 
 
-@pytest.mark.parametrize("url", ["http://", "https:///path"])
-def test_a_url_without_a_host_is_refused(url: str) -> None:
-    with pytest.raises(InvalidInput, match="http://HOST:PORT"):
+@pytest.mark.parametrize("url", ["http://", "https:///path", "http://:hunter2@"])
+def test_a_url_without_a_host_is_refused_and_its_token_is_not_told(url: str) -> None:
+    with pytest.raises(InvalidInput, match="http://HOST:PORT") as caught:
         open_store(url)
+
+    assert "hunter2" not in str(caught.value)
 
 
 def test_no_gateway_is_unreachable_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from graft_scheduler.store.depots import Source
 from graft_scheduler.store.remote import RemoteDepot
 from tests.cutter import Cutter
 from tests.file_servers import BUCKET, S3_VARIABLES, Place, S3Place, S3Server, SftpPlace, SftpServer
-from tests.scheduler.depot_laws import check_housekeeping
+from tests.scheduler.depot_laws import check_clearing, check_housekeeping
 from tests.services import eventually, free_port
 
 pytestmark = pytest.mark.processes
@@ -359,6 +359,44 @@ def renewed(depot: RemoteDepot) -> list[float]:
     return [blob.stored_at for blob in depot.listing()]
 
 
+def test_a_blob_that_is_stored_again_while_it_is_removed_stays_whole(
+    sftp: SftpPlace, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make_file(tmp_path / "file", 3 * PART)
+    digest = sftp.open().put_file(file)
+    for name in parts_of(sftp):
+        os.utime(sftp.root / name, (1e9, 1e9))  # long ago
+    depot = depot_of(sftp.open())
+    remove = depot._files.remove
+
+    def remove_slowly(name: str) -> None:
+        remove(name)
+        if name.endswith(".parts"):
+            sftp.open().put_file(file)
+
+    monkeypatch.setattr(depot._files, "remove", remove_slowly)
+    depot.remove(digest)
+
+    sftp.open().get_file(digest, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == file.read_bytes()
+
+
+def test_writers_with_parts_of_different_lengths_do_not_take_each_others(
+    sftp: SftpPlace, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make_file(tmp_path / "file", 4 * PART)
+    store, other = sftp.open(), sftp.open()
+    digest = store.put_file(file)
+    before = parts_of(sftp)
+    monkeypatch.setattr(remote, "PART_BYTES", 2 * PART)
+
+    depot_of(other).write(Source.of_file(file))
+
+    assert before.items() < parts_of(sftp).items()
+    store.get_file(digest, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == file.read_bytes()
+
+
 def test_an_upload_that_nobody_went_on_with_for_a_day_is_cleared_and_no_other(
     place: Place, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,7 +409,7 @@ def test_an_upload_that_nobody_went_on_with_for_a_day_is_cleared_and_no_other(
     assert depot.clear_abandoned() == 0
     assert len(parts_of(place)) == 4
     monkeypatch.setattr(remote, "ABANDONED_SECONDS", -60.0)
-    assert depot.clear_abandoned() == 2 * len(b"half")
+    check_clearing(depot, 2)
 
     assert sorted(parts_of(place).values()) == [PART, PART]
     assert store.get_bytes(digest) == file.read_bytes()

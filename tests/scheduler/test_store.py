@@ -22,7 +22,7 @@ from graft_scheduler.store.depots import CHUNK_BYTES, Source
 from graft_scheduler.store.folder import FolderDepot
 from graft_scheduler.store.partials import ABANDONED_SECONDS
 from graft_scheduler.store.writers import WRITER
-from tests.scheduler.depot_laws import check_housekeeping
+from tests.scheduler.depot_laws import check_clearing, check_housekeeping
 
 ABSENT = Digest("sha256:" + "0" * 64)
 NAME_PART = st.text(st.characters(codec="utf-8", categories=("L", "N")), min_size=1, max_size=8)
@@ -589,7 +589,7 @@ def test_what_is_left_half_written_is_cleared_after_a_day_and_counted(root: Path
         old.append(b"half")
     os.utime(old.path, (0, 0))
 
-    assert depot.clear_abandoned() == 1
+    check_clearing(depot, 1)
     assert depot.brought(ABSENT, "fresh") == 4
     assert depot.brought(ABSENT, "old") == 0
 

@@ -14,14 +14,16 @@ from redis import Redis
 
 from graft_scheduler import keys
 from graft_scheduler.demand import Demand, Request
+from graft_scheduler.errors import Unreachable
 from graft_scheduler.jobs import CountJob
-from graft_scheduler.records import Hold, HostInfo, JobRecord
+from graft_scheduler.records import Event, Hold, HostInfo, JobRecord
 from graft_scheduler.rooms import Placement
 from graft_scheduler.settings import load_settings
 from graft_scheduler.states import Digest, HostId, JobId, JobState, Token
 from graft_scheduler.store import Store
 from graft_scheduler.store.folder import FolderDepot
 from graft_scheduler.transitions import Report, Transitions, Window
+from graft_worker import attempt
 from graft_worker.attempt import Ended
 from graft_worker.host import open_folder
 from graft_worker.preparation import Worker
@@ -43,10 +45,14 @@ class Gate(Store):
         super().__init__(FolderDepot.open(root))
         self.is_open = threading.Event()
         self.is_asked = threading.Event()
+        self.is_away, self.refused = False, 0
 
     def put_folder(self, path: Path) -> Digest:
         self.is_asked.set()
         assert self.is_open.wait(30)
+        if self.is_away:
+            self.refused += 1
+            raise Unreachable("the store does not answer")
         return super().put_folder(path)
 
 
@@ -121,6 +127,64 @@ def test_a_slow_upload_delays_neither_training_nor_a_cancel_and_the_last_checkpo
     assert gate.get_bytes(counted.digest) == f'{{"count": {record.resume.step}}}'.encode()
     assert len(record.checkpoints) == 1
     assert not list(worker.folder.root.rglob("uploading"))
+
+
+def counting(worker: Worker, gate: Gate) -> Token:
+    """A long job of which nothing gets into the store, placed."""
+    gate.is_open.set()
+    gate.is_away = True
+    demands = {"cpu": Demand.of(GIB)}
+    spec = CountJob(steps=100_000, step_seconds=0.01, checkpoint_every=5)
+    worker.transitions.submit(JOB, spec, Request(demands=demands, store_id=gate.id), demands)
+    return place(worker)
+
+
+def test_a_job_that_pauses_while_the_store_is_away_has_its_last_checkpoint_there_when_it_is_back(
+    worker: Worker, redis: Redis, gate: Gate
+) -> None:
+    with supervised(worker, counting(worker, gate)) as end:
+        eventually(lambda: step_of(redis) > 20)
+        worker.transitions.pause(JOB, "ada")
+        eventually(lambda: not runners())
+        refused = gate.refused
+        eventually(lambda: gate.refused > refused, what="another try")
+        gate.is_away = False
+        ended = end()
+
+    record = read(redis)
+    assert ended.state is JobState.PAUSED
+    assert record.resume is not None
+    assert record.progress is not None
+    assert record.resume.step >= record.progress.step
+
+
+def test_what_never_got_into_the_store_is_told_and_gone_on_from_where_it_was_made(
+    worker: Worker, redis: Redis, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "FLUSH_SECONDS", 0.2)
+    with supervised(worker, counting(worker, gate)) as end:
+        eventually(lambda: step_of(redis) > 20)
+        worker.transitions.pause(JOB, "ada")
+        ended = end()
+    paused = read(redis)
+    told = [event.data for event in events(redis) if event.name == "checkpoint not stored"]
+    gate.is_away = False
+    worker.transitions.resume(JOB, "ada", pause_step=None)
+
+    with supervised(worker, place(worker)) as end:
+        eventually(lambda: read(redis).resume is not None)
+        worker.transitions.cancel(JOB, "ada")
+        end()
+
+    assert (ended.state, paused.resume) == (JobState.PAUSED, None)
+    assert [(one["why"], one["step"] > 20) for one in told] == [("the store does not answer", True)]
+    log = b"".join(gate.get_bytes(one.digest) for one in read(redis).logs)
+    assert f"going on from step {told[0]['step']}".encode() in log
+
+
+def events(redis: Redis) -> list[Event]:
+    entries: Any = redis.xrange(keys.job_events(JOB))
+    return [Event.parse(*entry) for entry in entries]
 
 
 def step_of(redis: Redis) -> int:

@@ -168,6 +168,29 @@ def test_a_store_that_is_away_costs_one_checkpoint_and_not_the_next(
     assert isinstance(second, KeptCheckpoint)
 
 
+def test_the_newest_that_could_not_be_stored_stays_held_and_is_tried_again(
+    uploader: Uploader, store: SlowStore, tmp_path: Path
+) -> None:
+    store.is_away = True
+    store.lets.release(10)
+    for step in (1, 2):
+        uploader.add(checkpoint(tmp_path, step))
+        assert uploader.is_idle(WAIT_SECONDS)
+        shutil.rmtree(tmp_path / f"step-{step}")  # as its runner does
+    uploader.retry()
+    assert uploader.is_idle(WAIT_SECONDS)
+    told, left = uploader.ended(), uploader.left()
+    store.is_away = False
+    uploader.retry()
+    assert uploader.is_idle(WAIT_SECONDS)
+
+    assert told == [NotStored(1, "the store does not answer"), NotStored(2, "the store does not answer")]
+    assert left == told[-1]
+    assert [one.step for one in uploader.ended() if isinstance(one, KeptCheckpoint)] == [2]
+    assert uploader.left() is None
+    assert not (tmp_path / "uploading").exists()
+
+
 def test_a_closed_uploader_begins_nothing_more(uploader: Uploader, store: SlowStore, tmp_path: Path) -> None:
     uploader.add(checkpoint(tmp_path, 1))
     assert store.began.acquire(timeout=WAIT_SECONDS)

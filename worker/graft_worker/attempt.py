@@ -99,7 +99,8 @@ class Attempt:
             if self._keeper.stop_reason is not None:
                 return self._stopped(self._keeper.stop_reason)
             last_word, exit_code = self._drive(start)
-            self._finish_uploads()
+            if not self._finish_uploads(last_word) and _pauses_by_itself(last_word, self._keeper):
+                return self._failed(FailureClass.STORE, "the checkpoint to go on from is not in the store")
             return self._explain(last_word, exit_code)
         except Fenced:
             raise
@@ -251,21 +252,38 @@ class Attempt:
                 case NotStored(step=step, why=why):
                     self._relay.log(f"warning: checkpoint {step} is not in the store: {why}")
 
-    def _finish_uploads(self) -> None:
-        """Wait until the last checkpoint is in the store, so that any host can go on from it.
+    def _finish_uploads(self, last_word: Done | Failed | None) -> bool:
+        """Wait until the last checkpoint is in the store, so that any host can go on from it; whether it is.
+
+        What could not be stored is tried again, unless the job is done: then its adapter is what matters.
 
         Raises:
             Fenced: the assignment is lost.
         """
-        deadline = time.monotonic() + FLUSH_SECONDS
-        while not self._uploads.is_idle(RECEIVE_SECONDS):
+        is_done = isinstance(last_word, Done) and last_word.stopped is None
+        started_at = time.monotonic()
+        while not self._uploads.is_idle(RECEIVE_SECONDS) or (self._uploads.left() and not is_done):
             self._keeper.check()
             self._relay_uploads()
             self._relay.flush()
-            if time.monotonic() > deadline:
-                self._relay.log(f"warning: the last checkpoint is not in the store after {FLUSH_SECONDS:g} s")
+            if time.monotonic() - started_at > FLUSH_SECONDS or self._leaves_without_store(started_at):
                 break
+            if self._uploads.is_idle(0):
+                time.sleep(RETRY_SECONDS)
+                self._uploads.retry()
         self._relay_uploads()
+        left = None if is_done else self._uploads.left()
+        if left is not None:
+            self._relay.note_not_stored(left.step, left.why)
+        return left is None
+
+    def _leaves_without_store(self, started_at: float) -> bool:
+        """A worker that was told to stop does not wait for a store that is away: what is here stays here."""
+        return (
+            self._worker.leaves.is_set()
+            and self._uploads.is_idle(0)
+            and time.monotonic() - started_at > LEAVE_SECONDS
+        )
 
     def _explain(self, last_word: Done | Failed | None, exit_code: int) -> Ending:
         match last_word:
@@ -406,6 +424,13 @@ class Attempt:
         except (GraftError, OSError) as error:
             logger.warning("job %s: the log stays in %s: %s", self._record.id, self._log_path, error)
             return None
+
+
+def _pauses_by_itself(last_word: Done | Failed | None, keeper: LeaseKeeper) -> bool:
+    """Having come to the step at which it pauses, not because somebody wants it to stop now."""
+    return (
+        isinstance(last_word, Done) and last_word.stopped is StopReason.PAUSE and keeper.stop_reason is None
+    )
 
 
 def bytes_below(folder: Path) -> int:

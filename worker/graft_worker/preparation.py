@@ -12,6 +12,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from graft_scheduler.basemodels import looks_like_path
+from graft_scheduler.checkpoints import KeptCheckpoint
 from graft_scheduler.errors import GraftError, InvalidInput
 from graft_scheduler.jobs import ModelRef, TrainJob
 from graft_scheduler.lessons import LessonKey, demand_factor, read_lesson
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """A folder of the attempt's, the runner's to write."""
+STEP = "step-"
+"""What a checkpoint's folder there is named, before its step."""
 LOG_SECONDS = 15.0
 """Between two lines of a job's log that tell how far a fetch is."""
 
@@ -115,17 +118,9 @@ def prepare(worker: Worker, record: JobRecord, relay: Relay, deadline: float, ne
         if spec.data.digest is not None:
             data = fetch_from_store(worker, data_item(spec.data.digest), needs.uses, needs)
     folder = worker.folder.attempt_dir(record.id, record.token)
-    resume = None
-    if record.resume is not None:
-        resume = _own_checkpoint(worker, record, record.resume)
-        if resume is None:
-            resume = folder / "resume"
-            size = worker.store.folder_bytes(record.resume.digest)
-            what = f"the checkpoint of step {record.resume.step}"
-            with worker.cache.room(resume, size, what) as coming:
-                note = noting(coming, what, needs)
-                worker.store.get_folder(record.resume.digest, resume, note=note)
-        relay.log(f"going on from step {record.resume.step}")
+    point, resume = _resume(worker, record, relay, needs)
+    if point is not None:
+        relay.log(f"going on from step {point.step}")
     return Start(
         job=record.id,
         token=record.token,
@@ -146,10 +141,48 @@ def prepare(worker: Worker, record: JobRecord, relay: Relay, deadline: float, ne
     )
 
 
+def _resume(
+    worker: Worker, record: JobRecord, relay: Relay, needs: Needs
+) -> tuple[ResumePoint | None, Path | None]:
+    """Where the job goes on from, and the folder that holds it on this host."""
+    if (newer := _newer_checkpoint(worker, record)) is not None:
+        step, folder = newer
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        kept = KeptCheckpoint(step=step, digest=worker.store.put_folder(folder), bytes=size)
+        relay.note_checkpoint(kept)  # so that no other host has to begin before it
+        return ResumePoint(digest=kept.digest, step=step), folder
+    if (point := record.resume) is None:
+        return None, None
+    if (own := _own_checkpoint(worker, record, point)) is not None:
+        return point, own
+    folder = worker.folder.attempt_dir(record.id, record.token) / "resume"
+    size, what = worker.store.folder_bytes(point.digest), f"the checkpoint of step {point.step}"
+    with worker.cache.room(folder, size, what) as coming:
+        worker.store.get_folder(point.digest, folder, note=noting(coming, what, needs))
+    return point, folder
+
+
+def _newer_checkpoint(worker: Worker, record: JobRecord) -> tuple[int, Path] | None:
+    """The last one that was made here, if it is newer than what the record goes on from.
+
+    An attempt may have ended, or its worker died, before it was in the store. What has its name is whole.
+    """
+    after = record.resume.step if record.resume is not None else 0
+    found = [
+        (int(path.name.removeprefix(STEP)), path)
+        for attempt in worker.folder.earlier_attempts(record.id, record.token)
+        if int(attempt.name) > record.removed_token
+        for path in (attempt / CHECKPOINTS).glob(f"{STEP}*")
+        if path.name.removeprefix(STEP).isdigit()
+    ]
+    newest = max(found, default=None)
+    return newest if newest is not None and newest[0] > after else None
+
+
 def _own_checkpoint(worker: Worker, record: JobRecord, resume: ResumePoint) -> Path | None:
     """The folder of the checkpoint, if it was made here and still is what was put into the store."""
     for attempt in worker.folder.earlier_attempts(record.id, record.token):
-        folder = attempt / CHECKPOINTS / f"step-{resume.step}"
+        folder = attempt / CHECKPOINTS / f"{STEP}{resume.step}"
         try:
             if folder.is_dir() and worker.store.put_folder(folder) == resume.digest:
                 return folder

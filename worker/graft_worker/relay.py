@@ -112,6 +112,11 @@ class Relay:
         self._checkpoints = surviving([*earlier, checkpoint])
         self._event("checkpoint", step=checkpoint.step, digest=checkpoint.digest, loss=checkpoint.loss)
 
+    def note_not_stored(self, step: int, why: str) -> None:
+        """The attempt ends, and its last checkpoint is on this host only."""
+        self.log(f"warning: checkpoint {step}, the last one, is not in the store: {why}")
+        self._event("checkpoint not stored", step=step, why=why)
+
     def note_log(self, log: AttemptLog) -> None:
         """The log of an earlier attempt, which could not say so itself, is in the store."""
         self._logs.append(log)

@@ -1,7 +1,8 @@
 """Puts checkpoints into the store while the runner trains on.
 
 The runner removes old checkpoints as it goes, so each is held first: the same files under another folder.
-At most two wait at a time, the newest and the best; what comes later replaces what has not begun.
+At most two wait at a time, the newest and the best; what comes later replaces what has not begun. Of what
+could not be stored the newest stays held, to be tried again once the runner makes no newer one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class NotStored:
-    """A checkpoint that could not be put into the store, and why; the next one may be luckier."""
+    """A checkpoint that is not in the store, and why; a later try, or the next one, may be luckier."""
 
     step: int
     why: str
@@ -51,7 +52,9 @@ class Uploader:
         self._put, self._folder = put, folder
         self._changed = threading.Condition()
         self._waiting: list[Held] = []
-        self._is_busy = False
+        self._current: Held | None = None
+        self._failed: tuple[Held, NotStored] | None = None
+        """The newest that could not be stored, until one that is as new is in the store."""
         self._ended: list[KeptCheckpoint | NotStored] = []
         self._best: KeptCheckpoint | None = None
         """The best that was uploaded: only a better one is worth more than being the newest."""
@@ -86,14 +89,29 @@ class Uploader:
     def is_idle(self, wait_seconds: float) -> bool:
         """Whether all that was added has been uploaded or given up; waits so long for it."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._is_busy and not self._waiting, wait_seconds)
+            return self._changed.wait_for(lambda: self._current is None and not self._waiting, wait_seconds)
+
+    def left(self) -> NotStored | None:
+        """The newest of what is not in the store yet, or could not be put there."""
+        with self._changed:
+            left = [self._failed[1]] if self._failed is not None else []
+            under_way = [one for one in (self._current, *self._waiting) if one is not None]
+            left += [NotStored(one.step, "its upload has not ended") for one in under_way]
+        return max(left, key=lambda one: one.step, default=None)
+
+    def retry(self) -> None:
+        """Try once more what could not be stored; for when all is idle, and nothing more will be added."""
+        with self._changed:
+            if self._failed is not None:
+                self._waiting.append(self._failed[0])
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Begin nothing more; an upload that is on its way ends as it may, and nobody hears of it."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        if self._thread is None or not self._is_busy:
+        if self._thread is None or self._current is None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _is_better(self, one: Held) -> bool:
@@ -129,15 +147,23 @@ class Uploader:
                 self._changed.wait_for(lambda: self._waiting or self._is_closed)
                 if self._is_closed:
                     return
-                held = self._waiting.pop(0)
-                self._is_busy = True
+                held = self._current = self._waiting.pop(0)
             ended = self._upload(held)
             with self._changed:
-                self._is_busy = False
-                self._ended.append(ended)
-                if isinstance(ended, KeptCheckpoint):
-                    self._best = best_of([one for one in (self._best, ended) if one is not None])
+                self._note(held, ended)
+                self._current = None
                 self._changed.notify_all()
+
+    def _note(self, held: Held, ended: KeptCheckpoint | NotStored) -> None:
+        failed, self._failed = self._failed, None
+        if isinstance(ended, KeptCheckpoint):
+            self._best = best_of([one for one in (self._best, ended) if one is not None])
+        else:
+            self._failed = (held, ended)
+        if failed is None or failed[0] is not held or isinstance(ended, KeptCheckpoint):
+            self._ended.append(ended)  # that it failed once more is no news
+        if failed is not None and failed[0] is not held:
+            self._let_go(failed[0])
 
     def _upload(self, held: Held) -> KeptCheckpoint | NotStored:
         try:
@@ -147,11 +173,13 @@ class Uploader:
         except Exception as error:  # the attempt must hear of it, and the next checkpoint have its turn
             logger.exception("checkpoint %d was not stored", held.step)
             return NotStored(held.step, f"{type(error).__name__}: {error}")
-        finally:
-            shutil.rmtree(held.folder, ignore_errors=True)
-            with suppress(OSError):
-                self._folder.rmdir()
+        self._let_go(held)
         return KeptCheckpoint(step=held.step, digest=digest, loss=held.loss, bytes=held.bytes)
+
+    def _let_go(self, held: Held) -> None:
+        shutil.rmtree(held.folder, ignore_errors=True)
+        with suppress(OSError):
+            self._folder.rmdir()
 
 
 def _link(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ local state = redis.call('HGET', JOB, 'state')
 if state == 'completed' or state == 'failed' or state == 'cancelled' then
   local now = now_ms()
   redis.call('HSET', JOB, 'adapter', '', 'adapter_bytes', '', 'resume', '', 'checkpoints', '',
-    'removed', string.format('{"by":%s,"at":%s}', cjson.encode(ARGV[2]), text(now)))
+    'removed_token', redis.call('HGET', JOB, 'token'), 'removed', string.format('{"by":%s,"at":%s}', cjson.encode(ARGV[2]), text(now)))
   event(now, job, 'adapter removed', redis.call('HGET', JOB, 'token'), cjson.encode({by = ARGV[2]}))
 end
 return state and answer(ARGV[3], state)

@@ -1,6 +1,6 @@
 -- Give a name to an adapter or checkpoint that is in the job's record now.
 -- ARGV: job, name, tag (JSON), digest, whether a name that another has may be moved (0|1)
--- Returns {'tagged', ''}, {'gone', ''}, or {'taken', the tag that has the name}.
+-- Returns {'tagged', the tag that had the name or ''}, {'gone', ''}, or {'taken', the tag that has the name}.
 local job, name, digest = ARGV[1], ARGV[2], ARGV[4]
 local held = redis.call('HGET', TAGS, name)
 if held then
@@ -12,8 +12,9 @@ if held then
     return {'taken', held}
   end
 end
+local checkpoints = read_list('checkpoints')
 local is_there = redis.call('HGET', JOB, 'adapter') == digest
-for _, one in ipairs(read_list('checkpoints')) do
+for _, one in ipairs(checkpoints) do
   is_there = is_there or one.digest == digest
 end
 if not is_there then
@@ -21,5 +22,6 @@ if not is_there then
 end
 local now = now_ms()
 redis.call('HSET', TAGS, name, ARGV[3])
+keep_checkpoints(job, checkpoints) -- without what only this name kept, if it was this job's
 event(now, job, 'tagged', redis.call('HGET', JOB, 'token'), cjson.encode({name = name, digest = digest}))
-return {'tagged', ''}
+return {'tagged', held or ''}

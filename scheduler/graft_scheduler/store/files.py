@@ -60,6 +60,10 @@ class Files(Protocol):
         """Bytes of the file; `None` when it is not there."""
         ...
 
+    def modified_at(self, name: str) -> float | None:
+        """Seconds since 1970, by the server's clock, exact to the second; `None` when it is not there."""
+        ...
+
     def get(self, name: str) -> bytes:
         """The whole of a file that is small enough to be held in memory."""
         ...

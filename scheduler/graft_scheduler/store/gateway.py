@@ -14,6 +14,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
 from graft_scheduler.errors import GraftError, InvalidInput, NotAllowed, StoreError, Unreachable
+from graft_scheduler.settings import hide_password
 from graft_scheduler.states import Digest
 from graft_scheduler.store.depots import CHUNK_BYTES, Blob, Source, absent, check_digest
 from graft_scheduler.store.writers import WRITER
@@ -51,7 +52,7 @@ class GatewayDepot:
         """
         parts = urlsplit(url)
         if not parts.hostname:
-            raise InvalidInput(f"`store_url` is {url!r}; a gateway is http://HOST:PORT")
+            raise InvalidInput(f"`store_url` is {hide_password(url)!r}; a gateway is http://HOST:PORT")
         place = parts.netloc.rpartition("@")[2]
         depot = cls(f"{parts.scheme}://{place}{parts.path}", token or unquote(parts.password or ""))
         progress = _Progress(CONNECT_PATIENCE_SECONDS)

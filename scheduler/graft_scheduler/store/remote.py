@@ -81,15 +81,16 @@ class RemoteDepot:
         return index.size if index else None
 
     def write(self, source: Source) -> None:
-        """As `Depot`; parts that are there are not sent again."""
+        """As `Depot`; parts that are there are renewed, and not sent again. Parts of another length stay:
+        they may be another writer's.
+        """
         if source.size <= PART_BYTES:
             self._write_whole(source)
             return
         for _ in range(TRIES):
             index = self._write_parts(source)
             wanted = part_sizes(source.digest, index)
-            there = self._parts_there(source.digest)
-            if wanted.items() <= there.items():
+            if wanted.items() <= self._parts_there(source.digest).items():
                 break
         else:
             raise StoreError(
@@ -97,7 +98,6 @@ class RemoteDepot:
             )
         document = index.model_dump_json().encode()
         patiently(partial(self._files.put, index_name(source.digest), document))
-        self._remove_all(there.keys() - wanted.keys())
 
     def read(self, digest: Digest, start: int = 0) -> Iterator[bytes]:
         """As `Depot`; verified piece by piece."""
@@ -130,10 +130,13 @@ class RemoteDepot:
         return found
 
     def remove(self, digest: Digest) -> None:
-        """The blob and all its parts; not there is no error. Nobody finds half of it meanwhile."""
+        """The blob and its parts; not there is no error. Nobody finds half of it meanwhile, and who stores it
+        again just then keeps the parts: what was renewed since is spared.
+        """
+        parts = list(self._entries(part_folder(digest)))
         for name in (index_name(digest), blob_name(digest)):
             patiently(partial(self._files.remove, name))
-        self._remove_all(self._parts_there(digest))
+        self._remove_unchanged(parts)
 
     def renew(self, digest: Digest) -> None:
         """The blob counts as stored now.
@@ -148,7 +151,7 @@ class RemoteDepot:
         raise absent(digest, self.place)
 
     def clear_abandoned(self) -> int:
-        """Remove what uploads left that nobody went on with for a day; how many bytes that were."""
+        """Remove what uploads left that nobody went on with for a day; how many files that were."""
         old = time.time() - ABANDONED_SECONDS
         left = [entry for entry in patiently(self._files.leftovers) if entry.modified_at < old]
         for folder, group in groupby(self._entries(PARTS), lambda entry: entry.name.rpartition("/")[0]):
@@ -158,8 +161,7 @@ class RemoteDepot:
                 index = self._index(digest)
                 wanted = part_sizes(digest, index) if index else {}
                 left += [entry for entry in entries if entry.name not in wanted]
-        self._remove_all(entry.name for entry in left)
-        return sum(entry.size for entry in left)
+        return self._remove_unchanged(left)
 
     def _identify(self) -> str:
         """The store's id; the first to open it writes one, and everybody reads the same."""
@@ -179,14 +181,16 @@ class RemoteDepot:
         patiently(partial(self._files.put, blob_name(source.digest), data))
 
     def _write_parts(self, source: Source) -> Index:
-        """Bring the parts that are not there; what they are."""
+        """Bring the parts that are not there; what they are. Those that are there count as stored now, so
+        that nobody removes them who saw them before.
+        """
         there = self._parts_there(source.digest)
 
         def send(part: tuple[int, bytes], stopped: threading.Event) -> str:
             number, data = part
             digits = hashlib.sha256(data).hexdigest()
             name = part_name(source.digest, number, digits)
-            if there.get(name) != len(data):
+            if there.get(name) != len(data) or not self._is_renewed(name, stopped):
                 patiently(partial(self._files.put, name, data), stopped)
             return digits
 
@@ -259,12 +263,24 @@ class RemoteDepot:
             yield from page
             after = page[-1].name
 
-    def _remove_all(self, names: Iterable[str]) -> None:
-        def remove(name: str, stopped: threading.Event) -> None:
-            patiently(partial(self._files.remove, name), stopped)
+    def _is_renewed(self, name: str, stopped: threading.Event) -> bool:
+        try:
+            patiently(partial(self._files.renew, name), stopped)
+        except FileNotFoundError:
+            return False
+        return True
 
-        for _ in self._lanes.each(remove, names):
-            pass
+    def _remove_unchanged(self, entries: Iterable[Entry]) -> int:
+        """Remove what was neither renewed nor written again since it was listed; how many that were."""
+
+        def remove(entry: Entry, stopped: threading.Event) -> bool:
+            now = patiently(partial(self._files.modified_at, entry.name), stopped)
+            is_same = now is not None and int(now) == int(entry.modified_at)
+            if is_same:
+                patiently(partial(self._files.remove, entry.name), stopped)
+            return is_same
+
+        return sum(self._lanes.each(remove, entries))
 
 
 def _identity(document: bytes, where: str) -> str:

@@ -80,6 +80,14 @@ class S3Files:
         except FileNotFoundError:
             return None
 
+    def modified_at(self, name: str) -> float | None:
+        """As `Files`."""
+        try:
+            with self._explained():
+                return float(self._call("head_object", Key=self._key(name))["LastModified"].timestamp())
+        except FileNotFoundError:
+            return None
+
     def get(self, name: str) -> bytes:
         """As `Files`."""
         with self._explained():

@@ -99,6 +99,12 @@ class SftpFiles:
             return int(server.info(self._path(name))["size"])
         return None
 
+    def modified_at(self, name: str) -> float | None:
+        """As `Files`."""
+        with self._connected() as server, suppress(FileNotFoundError):
+            return float(server.ftp.stat(self._path(name)).st_mtime or 0)
+        return None
+
     def get(self, name: str) -> bytes:
         """As `Files`."""
         with self._connected() as server, server.open(self._path(name), "rb") as file:
