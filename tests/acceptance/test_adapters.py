@@ -98,7 +98,8 @@ def test_what_is_wanted_of_a_job_outlives_its_host_and_the_garbage_collection(
     done = answer(fleet, "gc", "--yes")
 
     assert young.blobs == ()
-    assert [one["kind"] for one in planned["kinds"]] == ["checkpoint"]
+    kinds = {one["kind"] for one in planned["kinds"]}
+    assert kinds - {"file"} == {"checkpoint"}, "and files of a folder that the killed worker did not complete"
     assert planned["removed"] is None
     assert done["removed"]["bytes"] == planned["bytes"] > 0
     depot = client.store().depot
