@@ -17,7 +17,7 @@ from tests.services import Fleet, RedisServer, find_redis_server, permanent_keys
 
 # How fast examples are drawn says something of the machine, and three tests at a time keep it busy.
 settings.register_profile(
-    "graft", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "graft", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("graft")
 

@@ -78,7 +78,7 @@ def endure(
 
 @pytest.mark.timeout(420)
 def test_a_storm_loses_no_job_and_runs_none_twice(fleet: Fleet, tiny_base: Path, tiny_data: Path) -> None:
-    endure(fleet, tiny_base, tiny_data, jobs=45, trained=3, seconds=10, seed=20)
+    endure(fleet, tiny_base, tiny_data, jobs=30, trained=2, seconds=7, seed=20)
 
 
 @pytest.mark.soak

@@ -214,10 +214,10 @@ def test_rows_that_are_cut_or_left_out_are_told(
         ([{"prompt": "p" * 99, "completion": "c"}] * 3, "have nothing to learn in their first 64 tokens"),
         ([{"text": ""}], "`text` is empty"),
         ([{"messages": [{"role": "assistant", "content": "a"}]}, {"text": "a"}], "is a text row"),
-        ([{"text": float("nan")}], "`text` is a number; it must be a string"),
-        ([{"prompt": "a", "completion": float("nan")}], "`completion` is a number; it must be a string"),
+        ([{"text": 3.5}], "`text` is a number; it must be a string"),
+        ([{"prompt": "a", "completion": 3.5}], "`completion` is a number; it must be a string"),
         (
-            [{"messages": [{"role": "assistant", "content": float("nan")}]}],
+            [{"messages": [{"role": "assistant", "content": 3.5}]}],
             "messages[0].content` is a number",
         ),
     ],
