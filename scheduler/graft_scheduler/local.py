@@ -106,12 +106,13 @@ def _relay(
     except EOFError as error:
         raise JobFailed(f"the runner died (exit code {runner.close()}); see {log_path}") from error
     except KeyboardInterrupt:
-        _stop(runner, on_message)
+        if (done := _stop(runner, on_message)) is not None:
+            return _result(done)
         raise
 
 
-def _stop(runner: RunnerProcess, on_message: Callable[[RunnerMessage], None]) -> None:
-    """Let the runner save a checkpoint and leave."""
+def _stop(runner: RunnerProcess, on_message: Callable[[RunnerMessage], None]) -> Done | None:
+    """Let the runner save a checkpoint and leave; what it made, if it was done just then."""
     deadline = time.monotonic() + STOP_SECONDS
     runner.send(Stop(job=JOB, token=TOKEN, reason=StopReason.CANCEL))
     try:
@@ -119,10 +120,13 @@ def _stop(runner: RunnerProcess, on_message: Callable[[RunnerMessage], None]) ->
             message = runner.receive(TICK_SECONDS)
             if message is not None:
                 on_message(message)
+            if isinstance(message, Done) and message.stopped is None:
+                return message
             if isinstance(message, Done | Failed):
-                return
+                return None
     except EOFError:
-        return
+        pass
+    return None
 
 
 def _result(done: Done) -> TrainResult:

@@ -125,13 +125,13 @@ def test_a_local_training_that_is_interrupted_goes_on_where_it_was(
 ) -> None:
     output = tmp_path / "out"
     words = ["train", "-m", str(tiny_base), "-d", str(tiny_data), "--local", "--output", str(output)]
-    words += ["--steps", "150", "--batch-size", "8", "--set", "checkpoint.every=1000"]
+    words += ["--steps", "400", "--batch-size", "8", "--set", "checkpoint.every=1000"]
     words += ["--set", "evaluation.every=1000"]  # whose best state would be kept too
     environment = {**fleet.environment, "PYTHONUNBUFFERED": "1"}
     training = subprocess.Popen([GRAFT, *words], stderr=subprocess.PIPE, text=True, env=environment)
     assert training.stderr is not None
     with training.stderr as told:
-        while not re.search(r"step [1-9]\d*/150", line := told.readline()):
+        while not re.search(r"step [1-9]\d*/400", line := told.readline()):
             assert line, "it ended before its first step"
         training.send_signal(signal.SIGINT)
         rest = told.read()
@@ -142,7 +142,7 @@ def test_a_local_training_that_is_interrupted_goes_on_where_it_was(
     again = graft(fleet, *words, "--json")
 
     assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["result"]["steps"] == 150
+    assert json.loads(again.stdout)["result"]["steps"] == 400
     assert int(checkpoint.name.removeprefix("step-")) > 0
 
 
