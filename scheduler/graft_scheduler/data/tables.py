@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -109,29 +109,16 @@ def _check_header(names: Sequence[str]) -> str | None:
 
 def read_parquet(path: Path) -> Iterator[Row | Unread]:
     """The rows of a Parquet file, numbered from 1."""
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        yield Unread(None, Kind.FILE, NEEDS_PYARROW)
-        return
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            if fault := _check_columns(file.schema_arrow.names):
-                yield Unread(None, Kind.FILE, fault)
-                return
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-                batch.validate(full=True)  # damaged offsets would be followed wherever they lead
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield Row(number, _known(fields))
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        yield _broken(number, "Parquet", error)
+    yield from _read_batches("Parquet", lambda: _parquet_batches(path))
 
 
 def read_arrow(path: Path) -> Iterator[Row | Unread]:
     """The rows of an Arrow file or stream (what `datasets` saves), numbered from 1."""
+    yield from _read_batches("Arrow", lambda: _arrow_batches(path))
+
+
+def _read_batches(what: str, batches: Callable[[], Iterator[Any]]) -> Iterator[Row | Unread]:
+    """The rows of a file that pyarrow reads, a few at a time."""
     try:
         import pyarrow
     except ImportError:
@@ -139,18 +126,31 @@ def read_arrow(path: Path) -> Iterator[Row | Unread]:
         return
     number = 0
     try:
-        with pyarrow.memory_map(str(path)) as source:
-            for batch in _batches(source):
-                if fault := _check_columns(batch.schema.names):
-                    yield Unread(None, Kind.FILE, fault)
-                    return
-                batch.validate(full=True)  # as above
-                for start in range(0, batch.num_rows, ROWS_AT_ONCE):
-                    for fields in batch.slice(start, ROWS_AT_ONCE).to_pylist():
-                        number += 1
-                        yield Row(number, _known(fields))
+        for batch in batches():
+            if fault := _check_columns(batch.schema.names):
+                yield Unread(None, Kind.FILE, fault)
+                return
+            batch.validate(full=True)  # damaged offsets would be followed wherever they lead
+            for start in range(0, batch.num_rows, ROWS_AT_ONCE):
+                for fields in batch.slice(start, ROWS_AT_ONCE).to_pylist():
+                    number += 1
+                    yield Row(number, _known(fields))
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        yield _broken(number, "Arrow", error)
+        yield _broken(number, what, error)
+
+
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=ROWS_AT_ONCE)
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        yield from _batches(source)
 
 
 def _batches(source: Any) -> Iterator[Any]:
